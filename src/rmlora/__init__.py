@@ -1,0 +1,1 @@
+"""RM-LoRA for any PEFT model and any trainer."""
