@@ -1,0 +1,1 @@
+"""What an adapter has become: spectra, ranks, Gram residuals, orthogonality."""
