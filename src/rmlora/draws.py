@@ -1,0 +1,75 @@
+"""Random draws without a generator: every number is a hash of what it is for.
+
+A draw depends on (seed, step, pair, direction) alone, so it is the same on every process and device, exact on
+resume, and independent of data order and dropout. Arithmetic is 32-bit inside int64 tensors, with no overflow.
+"""
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+
+
+def hash_scores(keys: Tensor, num: int, *counters: int) -> Tensor:
+    """Hash every (pair, position) under the given counters to an integer in [0, 2^32).
+
+    The mixer is the published 32-bit finaliser "lowbias32" (Chris Wellons, hash-prospector). It is a bijection, so the
+    scores of one pair never tie.
+
+    Args:
+        keys: int64 `(n, 2)`, two 32-bit words for each pair.
+        num: how many positions (directions, features ...) to score for each pair.
+        counters: seed, step, stream ...: integers in [-2^63, 2^63); each changes every score.
+
+    Returns:
+        int64 `(n, num)` on the device of `keys`; roughly uniform.
+
+    Example:
+        >>> keys = torch.tensor([[1, 2], [3, 4]])
+        >>> hash_scores(keys, 3, 0, 7).shape
+        torch.Size([2, 3])
+    """
+    prefix = 0x9E3779B9
+    for counter in counters:
+        prefix = _mix_int(_mix_int(prefix ^ (counter & _WORD)) ^ ((counter >> 32) & _WORD))
+    mixed = _mix(_mix(keys[:, :1] ^ prefix) ^ keys[:, 1:])
+    return _mix(mixed ^ torch.arange(num, device=keys.device))
+
+
+def draw_directions(keys: Tensor, r: int, count: int, *counters: int) -> Tensor:
+    """Choose `count` of `r` directions for each pair: those with the smallest scores.
+
+    Args:
+        keys: int64 `(n, 2)`, two 32-bit words for each pair.
+        r: number of directions.
+        count: how many to choose, 0 to r.
+        counters: as for `hash_scores`.
+
+    Returns:
+        boolean `(n, r)` with exactly `count` True in each row.
+
+    Example:
+        >>> draw_directions(torch.tensor([[1, 2]]), 8, 3, 0, 7).sum().item()
+        3
+    """
+    scores = hash_scores(keys, r, *counters)
+    order = scores.argsort(dim=1, stable=True)[:, :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
+
+
+def _multiply(x: Tensor, factor: int) -> Tensor:
+    # Two half-products, so that no intermediate exceeds 2^49 and int64 never overflows.
+    high = ((x * (factor >> 16)) & 0xFFFF) << 16
+    return (high + x * (factor & 0xFFFF)) & _WORD
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = _multiply(x ^ (x >> 16), 0x7FEB352D)
+    x = _multiply(x ^ (x >> 15), 0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _mix_int(x: int) -> int:
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
+    return x ^ (x >> 16)

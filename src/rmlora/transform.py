@@ -1,0 +1,159 @@
+"""The one contract: a method is a chain of transforms over factor pairs.
+
+A `Transform` is a frozen dataclass of scalars. It overrides the hooks it needs and leaves the others alone; what it
+remembers lives in the state that `init` returns, never on itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rmlora.pairs import Factors, Kept, Stack
+
+State = tuple[dict[str, Tensor], ...]
+"""What a transform remembers: one dict per stack; every tensor has the stack's leading dimension n."""
+
+Moments = tuple[dict[str, Factors], ...]
+"""The optimizer's per-element state of the pairs (`exp_avg`, ...): one dict per stack."""
+
+HOOKS = ("inputs", "ranks", "outputs", "keep", "grads", "project", "fold")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a hook may know about the step it takes part in.
+
+    Attributes:
+        step: optimizer steps completed before this one; 0 at the first.
+        seed: the seed given to `attach`.
+        num_pairs: pairs of the whole adapter, for averages over modules.
+        lr: learning rates of this step, (for A, for B) per stack: floats, or tensors `(n, 1, 1)` where the
+            optimizer's groups differ within the stack.
+        loss_scale: what gradients are multiplied by when the hook sees them (1 unless a fused optimizer unscales
+            by itself); whatever is added to a gradient must be multiplied by it.
+        kept: the directions that get a gradient this step, per stack; None where all do.
+    """
+
+    step: int
+    seed: int
+    num_pairs: int
+    lr: tuple[tuple[float | Tensor, float | Tensor], ...] = ()
+    loss_scale: float | Tensor = 1.0
+    kept: tuple[Kept | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """What a forward hook may know about the pass through one module.
+
+    Attributes:
+        name: the pair's name.
+        step: optimizer steps completed.
+        seed: the seed given to `attach`.
+        key: int64 `(1, 2)`, the pair's words for `rmlora.draws`.
+        microbatch: training forward passes since the last optimizer step; the same when a checkpointed block is
+            recomputed, and never the process rank.
+        instance: which of several passes over the same batch this is; 0 unless an entry point counts them.
+        training: whether the module is in training mode.
+    """
+
+    name: str
+    step: int
+    seed: int
+    key: Tensor
+    microbatch: int
+    instance: int
+    training: bool
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A link of a method; every hook here does nothing.
+
+    Hooks that act at the optimizer step see all stacks at once, so that a global norm is possible. Hooks that act in
+    the forward pass see one module. `owns_update` is True for a link that computes the step itself in `project`, from
+    the learning rate: the optimizer's own update and decay of the pairs are then discarded. `needs` names what
+    attaching alone cannot give (a replicated batch, restarts); `attach` refuses until an entry point provides it.
+    """
+
+    owns_update: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def hooks(self) -> frozenset[str]:
+        """Names of the hooks that act; by default those that the class overrides."""
+        return frozenset(name for name in HOOKS if getattr(type(self), name) is not getattr(Transform, name))
+
+    def partition(self, name: str) -> Hashable:
+        """Return what must be equal for two pairs to share a stack, beside their shape."""
+        return None
+
+    def init(self, pairs: Sequence[Stack]) -> State:
+        """Return the state before the first step; raise `MethodError` if the pairs do not suit the link."""
+        return tuple({} for _ in pairs)
+
+    def inputs(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
+        """Change what enters A, `(..., d_in)`. `state` holds this pair's slices."""
+        return x
+
+    def ranks(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
+        """Change what passes between A and B, `(..., r)`."""
+        return x
+
+    def outputs(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
+        """Change what leaves B, `(..., d_out)`, before the scale."""
+        return x
+
+    def keep(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
+        """Return which directions get a gradient this step, per stack; None for all."""
+        return tuple(None for _ in pairs)
+
+    def grads(
+        self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
+    ) -> tuple[Sequence[Factors], State]:
+        """Return new gradients; nothing is written in place."""
+        return grads, state
+
+    def project(
+        self,
+        state: State,
+        pairs: Sequence[Stack],
+        before: Sequence[Factors],
+        after: Sequence[Factors],
+        moments: tuple[Moments, Moments],
+        ctx: Context,
+    ) -> tuple[Sequence[Factors], Moments, State]:
+        """Return what the factors and the optimizer's moments shall be after the step.
+
+        `before` and `after` are the factors around the optimizer's update, `moments` its state before and after.
+        Whoever moves directions moves their moments too.
+        """
+        return after, moments[1], state
+
+    def freezes_head(self, step: int) -> bool:
+        """Whether gradients outside the adapter are zeroed at this step: the authors' bug, and nothing else."""
+        return False
+
+    def fold(self, state: State, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
+        """Return factors of plain LoRA that give the outputs this link's forward hooks give in eval mode."""
+        return factors
+
+
+def mask_factors(grads: Factors, kept: Kept | None) -> Factors:
+    """Return `grads` with zeros where `kept` is False; `grads` itself when all are kept.
+
+    Example:
+        >>> ones = Factors(torch.ones(1, 2, 3), torch.ones(1, 3, 2))
+        >>> mask_factors(ones, Kept(torch.tensor([[True, False]]), torch.tensor([[False, True]]))).A[0, :, 0]
+        tensor([1., 0.])
+    """
+    if kept is None:
+        return grads
+    return Factors(
+        torch.where(kept.A.unsqueeze(2), grads.A, torch.zeros_like(grads.A)),
+        torch.where(kept.B.unsqueeze(1), grads.B, torch.zeros_like(grads.B)),
+    )
