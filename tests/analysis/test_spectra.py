@@ -62,9 +62,7 @@ def test_ranks_and_orthogonality_agree_with_the_full_product(r, d_in, d_out):
     assert numerical_rank(sigma, tolerance).tolist() == torch.linalg.matrix_rank(dW).tolist()
     shares = torch.linalg.svdvals(dW)[:, : min(r, d_in, d_out)]
     shares = shares / shares.sum(-1, keepdim=True)
-    torch.testing.assert_close(
-        effective_rank(sigma), (-(shares * shares.log()).sum(-1)).exp(), rtol=1e-10, atol=0
-    )
+    torch.testing.assert_close(effective_rank(sigma), (-(shares * shares.log()).sum(-1)).exp(), rtol=1e-10, atol=0)
     expected = torch.linalg.matrix_norm(dW @ dW.mT - torch.eye(d_out, dtype=torch.float64)) ** 2
     torch.testing.assert_close(orthogonality_loss(sigma, d_out), expected, rtol=1e-10, atol=1e-10)
 

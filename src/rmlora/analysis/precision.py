@@ -21,4 +21,14 @@ def at_least_float32(X: Tensor) -> Tensor:
         >>> at_least_float32(torch.ones(2, dtype=torch.float64)).dtype
         torch.float64
     """
-    return X.to(torch.promote_types(X.dtype, torch.float32))
+    return X.to(trusted_dtype(X.dtype))
+
+
+def trusted_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision numbers stored as `dtype` are computed and judged in: float64 as is, all else float32.
+
+    Example:
+        >>> trusted_dtype(torch.bfloat16)
+        torch.float32
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rmlora.analysis.precision import at_least_float32
+from rmlora.analysis.precision import at_least_float32, trusted_dtype
 from rmlora.pairs import Factors
 
 
@@ -51,7 +51,7 @@ def default_tolerance(d_out: int, d_in: int, dtype: torch.dtype = torch.float32)
         >>> f"{default_tolerance(768, 3072):.2e}"
         '3.66e-04'
     """
-    return float(torch.finfo(torch.promote_types(dtype, torch.float32)).eps) * max(d_out, d_in)
+    return float(torch.finfo(trusted_dtype(dtype)).eps) * max(d_out, d_in)
 
 
 def numerical_rank(sigma: Tensor, tolerance: Tensor | float) -> Tensor:
