@@ -1,19 +1,40 @@
-"""RM-LoRA for any PEFT model and any trainer."""
+"""RM-LoRA for any PEFT model and any trainer.
 
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=32, target_modules="all-linear"))
+    rmlora.attach(model, rmlora.rm_lora(weight=1e-3, directions=4))
+
+Nothing else in the training code changes, and the adapter it leaves is plain LoRA.
+"""
+
+from rmlora import schedules
+from rmlora.attach import Attached, attach, attached
 from rmlora.combine import chain, only
+from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.methods import METHODS, gm_lora, lora, r_lora, rm_lora
+from rmlora.peft_config import RMLoraConfig
+from rmlora.transform import Transform
 from rmlora.transforms import AddOrthogonality, ClipByGlobalNorm, FreezeHead, MaskDirections
+
+__version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
     "AddOrthogonality",
+    "Attached",
     "ClipByGlobalNorm",
     "FreezeHead",
     "MaskDirections",
+    "RMLoraConfig",
+    "RmloraError",
+    "RmloraWarning",
+    "Transform",
+    "attach",
+    "attached",
     "chain",
     "gm_lora",
     "lora",
     "only",
     "r_lora",
     "rm_lora",
+    "schedules",
 ]

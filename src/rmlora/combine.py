@@ -186,9 +186,8 @@ class Only(Transform):
         """Initialise the inner transform on the matching stacks."""
         inside = self._inside(pairs)
         if not inside:
-            raise MethodError(
-                f"only({self.pattern!r}) matches none of the {sum(map(len, pairs))} modules, such as {pairs[0].names[0]}"
-            )
+            num = sum(map(len, pairs))
+            raise MethodError(f"only({self.pattern!r}) matches none of the {num} modules, such as {pairs[0].names[0]}")
         return self._spread(pairs, self.inner.init([pairs[i] for i in inside]), tuple({} for _ in pairs))
 
     def inputs(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:

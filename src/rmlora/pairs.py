@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,12 +71,12 @@ class Pair:
         return factors[0][self.adapter], factors[1][self.adapter]  # type: ignore[index,return-value]
 
     @property
-    def A(self) -> Tensor:
+    def A(self) -> Tensor:  # noqa: N802
         """A as a matrix `(r, d_in)`; shares memory with the parameter."""
         return self.parameters[0].flatten(1)
 
     @property
-    def B(self) -> Tensor:
+    def B(self) -> Tensor:  # noqa: N802
         """B as a matrix `(d_out, r)`; shares memory with the parameter."""
         return self.parameters[1].flatten(1)
 
@@ -91,8 +91,8 @@ class Pair:
         return float(self.layer.scaling[self.adapter])  # type: ignore[index]
 
     @property
-    def is_gated(self) -> bool:
-        """Whether the forward pass calls modules for A and B, so that forward hooks and masks can act there."""
+    def calls_modules(self) -> bool:
+        """Whether the forward pass calls modules for A and B, rather than reading the parameters."""
         return bool(self.factor_modules) and not isinstance(self.layer, MultiheadAttention)
 
     @property
@@ -137,12 +137,12 @@ class Stack:
         return tuple(pair.name for pair in self.pairs)
 
     @cached_property
-    def A(self) -> Tensor:
+    def A(self) -> Tensor:  # noqa: N802
         """All A, `(n, r, d_in)`, detached."""
         return torch.stack([pair.A.detach() for pair in self.pairs])
 
     @cached_property
-    def B(self) -> Tensor:
+    def B(self) -> Tensor:  # noqa: N802
         """All B, `(n, d_out, r)`, detached."""
         return torch.stack([pair.B.detach() for pair in self.pairs])
 
@@ -165,12 +165,12 @@ class Stack:
         return Stack(tuple(self.pairs[row] for row in rows), self.keys[list(rows)])
 
 
-def stack_pairs(pairs: Iterable[Pair]) -> list[Stack]:
-    """Group pairs of equal shape, dtype and device, in order of first appearance."""
-    groups: dict[tuple[object, ...], list[Pair]] = {}
+def stack_pairs(pairs: Iterable[Pair], partition: Callable[[Pair], Hashable] = lambda pair: None) -> list[Stack]:
+    """Group pairs of equal shape, dtype, device and partition, in order of first appearance."""
+    groups: dict[Hashable, list[Pair]] = {}
     for pair in pairs:
         A, B = pair.parameters
-        groups.setdefault((A.shape, B.shape, A.dtype, B.dtype, A.device), []).append(pair)
+        groups.setdefault((A.shape, B.shape, A.dtype, B.dtype, A.device, partition(pair)), []).append(pair)
     return [
         Stack(tuple(group), torch.tensor([pair.words for pair in group], device=group[0].parameters[0].device))
         for group in groups.values()

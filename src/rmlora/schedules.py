@@ -39,6 +39,7 @@ class constant:  # noqa: N801 - schedules read as functions: weight=linear(0, 1e
     value: float
 
     def __call__(self, step: int) -> float:
+        """Return the value, whatever the step."""
         return self.value
 
 
@@ -65,6 +66,7 @@ class _Ramp:
             )
 
     def __call__(self, step: int) -> float:
+        """Return the value at `step`."""
         progress = min(max(step - self.begin, 0) / self.num_steps, 1.0)
         return self.start + (self.end - self.start) * self._shape(progress)
 

@@ -37,6 +37,7 @@ class Context:
         loss_scale: what gradients are multiplied by when the hook sees them (1 unless a fused optimizer unscales
             by itself); whatever is added to a gradient must be multiplied by it.
         kept: the directions that get a gradient this step, per stack; None where all do.
+        shared_moments: names of optimizer state kept per row or column rather than per element (Adafactor).
     """
 
     step: int
@@ -45,6 +46,7 @@ class Context:
     lr: tuple[tuple[float | Tensor, float | Tensor], ...] = ()
     loss_scale: float | Tensor = 1.0
     kept: tuple[Kept | None, ...] = ()
+    shared_moments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

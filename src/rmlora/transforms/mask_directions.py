@@ -151,6 +151,11 @@ class MaskDirections(Transform):
         restored = [_restore(k, b, a) for k, b, a in zip(kept, before, after, strict=True)]
         if self.policy != "state":
             return restored, moments[1], state
+        if ctx.shared_moments:
+            raise MethodError(
+                f'policy="state" cannot keep single directions of {", ".join(ctx.shared_moments)}, which this optimizer '
+                'shares between directions; use policy="update", or AdamW'
+            )
         latest = tuple(
             {name: _restore(k, old[name], new[name]) for name in new}
             for k, old, new in zip(kept, *moments, strict=True)

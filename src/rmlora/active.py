@@ -1,0 +1,135 @@
+"""The part of an adapter that takes part in one optimizer step: pairs with a gradient, read and written as stacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmlora.optimizers import Group
+from rmlora.pairs import Factors, Kept, Stack
+from rmlora.transform import Context, State
+
+
+@dataclass(frozen=True)
+class Active:
+    """Which rows of which stacks have a gradient.
+
+    Attributes:
+        rows: for each stack that takes part, its index and the rows of it.
+        stacks: those rows as stacks.
+        whole: whether that is every row of every stack, so that nothing has to be selected.
+    """
+
+    rows: tuple[tuple[int, tuple[int, ...]], ...]
+    stacks: tuple[Stack, ...]
+    whole: bool
+
+    def take_state(self, state: State) -> State:
+        """Select the rows of a state."""
+        if self.whole:
+            return state
+        return tuple({key: value[list(rows)] for key, value in state[i].items()} for i, rows in self.rows)
+
+    def put_state(self, state: State, part: State) -> State:
+        """Return `state` with the rows replaced by `part`; what the part no longer has is dropped."""
+        if self.whole:
+            return part
+        merged = [dict(tensors) for tensors in state]
+        for (i, rows), tensors in zip(self.rows, part, strict=True):
+            for key, value in tensors.items():
+                merged[i][key] = merged[i][key].clone() if key in merged[i] else _blank(value, len(state[i]))
+                merged[i][key][list(rows)] = value
+        return tuple(merged)
+
+    def take_kept(self, kept: Sequence[Kept | None]) -> tuple[Kept | None, ...]:
+        """Select the rows of the masks."""
+        return tuple(_rows_of(kept[i], rows) for i, rows in self.rows)
+
+    def take_factors(self, factors: Sequence[Factors]) -> tuple[Factors, ...]:
+        """Select the rows of factors read earlier for all pairs."""
+        if self.whole:
+            return tuple(factors)
+        return tuple(Factors(factors[i].A[list(rows)], factors[i].B[list(rows)]) for i, rows in self.rows)
+
+    def gradients(self) -> list[Factors]:
+        """Return the gradients, stacked; zeros for a factor that has none."""
+        return [
+            Factors(
+                torch.stack([_gradient(pair.parameters[0]) for pair in stack.pairs]),
+                torch.stack([_gradient(pair.parameters[1]) for pair in stack.pairs]),
+            )
+            for stack in self.stacks
+        ]
+
+    def write_gradients(self, grads: Sequence[Factors]) -> None:
+        """Write gradients back in place; a factor without a gradient stays without."""
+        self._write(grads, lambda parameter: parameter.grad)
+
+    def write_factors(self, factors: Sequence[Factors]) -> None:
+        """Write the factors themselves, in place."""
+        self._write(factors, lambda parameter: parameter.detach() if parameter.requires_grad else None)
+
+    def context(self, base: Context, groups: dict[int, Group], kept: Sequence[Kept | None]) -> Context:
+        """Complete a context with this step's learning rates and masks."""
+        lr = tuple(_rates(stack, groups) for stack in self.stacks)
+        return replace(base, lr=lr, kept=self.take_kept(kept))
+
+    def _write(self, values: Sequence[Factors], target_of: Any) -> None:
+        targets, sources = [], []
+        for stack, factors in zip(self.stacks, values, strict=True):
+            for row, pair in enumerate(stack.pairs):
+                for parameter, value in zip(pair.parameters, (factors.A[row], factors.B[row]), strict=True):
+                    target = target_of(parameter)
+                    if target is not None:
+                        targets.append(target)
+                        sources.append(value.view_as(target))
+        if targets:
+            torch._foreach_copy_(targets, sources)
+
+
+def find_active(stacks: Sequence[Stack], groups: dict[int, Group]) -> Active:
+    """Select the pairs that the optimizer holds and that have a gradient."""
+    rows = []
+    for i, stack in enumerate(stacks):
+        inside = tuple(
+            row
+            for row, pair in enumerate(stack.pairs)
+            if any(id(p) in groups and p.grad is not None for p in pair.parameters)
+        )
+        if inside:
+            rows.append((i, inside))
+    whole = sum(len(inside) for _, inside in rows) == sum(map(len, stacks))
+    chosen = tuple(stacks[i].renew() if whole else stacks[i].take(inside) for i, inside in rows)
+    return Active(tuple(rows), chosen, whole)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    return torch.zeros_like(parameter).flatten(1) if gradient is None else gradient.flatten(1)
+
+
+def _rates(stack: Stack, groups: dict[int, Group]) -> tuple[float | Tensor, float | Tensor]:
+    sides = zip(*(pair.parameters for pair in stack.pairs), strict=True)
+    A, B = ([float(groups[id(p)]["lr"]) if id(p) in groups else 0.0 for p in side] for side in sides)
+    device = stack.keys.device
+    return _one_or_many(A, device), _one_or_many(B, device)
+
+
+def _one_or_many(rates: list[float], device: torch.device) -> float | Tensor:
+    if len(set(rates)) == 1:
+        return rates[0]
+    return torch.tensor(rates, device=device).view(-1, 1, 1)
+
+
+def _rows_of(kept: Kept | None, rows: tuple[int, ...]) -> Kept | None:
+    if kept is None or len(rows) == kept.A.shape[0]:
+        return kept
+    return Kept(kept.A[list(rows)], kept.B[list(rows)])
+
+
+def _blank(value: Tensor, num: int) -> Tensor:
+    return value.new_zeros((num, *value.shape[1:]))

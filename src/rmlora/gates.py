@@ -1,0 +1,137 @@
+"""Gates: the modules that hold A and B, taught to differentiate kept directions only and to call forward hooks.
+
+Attaching swaps the class of PEFT's `lora_A[adapter]` and `lora_B[adapter]` for a subclass with the same parameters, so
+that merging, saving, several adapters and sharding see nothing new. With nothing masked and no forward hook the forward
+pass is the parent's, operation for operation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+
+from rmlora.pairs import Pair
+
+if TYPE_CHECKING:
+    from rmlora.live import LiveAdapter
+
+
+class Gate:
+    """What one factor module has to know: its side, its mask, and whom to ask.
+
+    Attributes:
+        kept: boolean `(r,)` view into the stack's mask, rewritten in place at every step; None when all learn.
+    """
+
+    def __init__(self, adapter: LiveAdapter, pair: Pair, side: Literal["A", "B"]) -> None:
+        self.adapter = adapter
+        self.pair = pair
+        self.side = side
+        self.kept: Tensor | None = None
+
+    def enter(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Apply `inputs` in front of A."""
+        adapter = self.adapter
+        if not adapter.located and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            adapter.locate()
+        if self.side == "A" and "inputs" in adapter.forward_hooks:
+            state, ctx = adapter.forward_state(self.pair, module)
+            x = adapter.method.inputs(state, x, ctx)
+        return x
+
+    def weigh(self, weight: Tensor) -> Tensor:
+        """Return the weight such that only kept directions receive its gradient; its value is unchanged."""
+        if self.kept is None or not torch.is_grad_enabled() or not weight.requires_grad:
+            return weight
+        shape = [1] * weight.dim()
+        shape[0 if self.side == "A" else 1] = -1
+        return torch.where(self.kept.view(shape), weight, weight.detach())
+
+    def leave(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Apply `ranks` behind A, or `outputs` behind B."""
+        hook = "ranks" if self.side == "A" else "outputs"
+        if hook not in self.adapter.forward_hooks:
+            return x
+        state, ctx = self.adapter.forward_state(self.pair, module)
+        if hook == "ranks":
+            return self.adapter.method.ranks(state, x, ctx)
+        return self.adapter.method.outputs(state, x, ctx)
+
+
+class GatedLinear(nn.Linear):
+    """`nn.Linear` with a gate."""
+
+    gate: Gate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute the parent's output."""
+        x = self.gate.enter(self, input)
+        return self.gate.leave(self, F.linear(x, self.gate.weigh(self.weight), self.bias))
+
+
+class GatedConv1d(nn.Conv1d):
+    """`nn.Conv1d` with a gate."""
+
+    gate: Gate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute the parent's output."""
+        x = self.gate.enter(self, input)
+        return self.gate.leave(self, self._conv_forward(x, self.gate.weigh(self.weight), self.bias))
+
+
+class GatedConv2d(nn.Conv2d):
+    """`nn.Conv2d` with a gate."""
+
+    gate: Gate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute the parent's output."""
+        x = self.gate.enter(self, input)
+        return self.gate.leave(self, self._conv_forward(x, self.gate.weigh(self.weight), self.bias))
+
+
+class GatedConv3d(nn.Conv3d):
+    """`nn.Conv3d` with a gate."""
+
+    gate: Gate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute the parent's output."""
+        x = self.gate.enter(self, input)
+        return self.gate.leave(self, self._conv_forward(x, self.gate.weigh(self.weight), self.bias))
+
+
+_GATED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: GatedLinear,
+    nn.Conv1d: GatedConv1d,
+    nn.Conv2d: GatedConv2d,
+    nn.Conv3d: GatedConv3d,
+}
+_PLAIN = {gated: plain for plain, gated in _GATED.items()}
+
+
+def can_gate(pair: Pair) -> bool:
+    """Whether the pair's A and B are called as modules of a class that has a gated form."""
+    known = _GATED.keys() | _PLAIN.keys()
+    return pair.calls_modules and all(type(module) in known for module in pair.factor_modules)
+
+
+def open_gates(pair: Pair, adapter: LiveAdapter) -> tuple[Gate, Gate]:
+    """Swap the classes of a pair's factor modules for gated ones and return the gates (A, B)."""
+    gates = Gate(adapter, pair, "A"), Gate(adapter, pair, "B")
+    for module, gate in zip(pair.factor_modules, gates, strict=True):
+        module.__class__ = _GATED[type(module)]
+        module.gate = gate  # type: ignore[assignment]
+    return gates
+
+
+def close_gates(pair: Pair) -> None:
+    """Give a pair's factor modules their own classes back."""
+    for module in pair.factor_modules:
+        if type(module) in _PLAIN:
+            module.__class__ = _PLAIN[type(module)]
+            del module.gate

@@ -1,0 +1,208 @@
+"""Saving: what is written is folded, plain LoRA; what folding loses stands beside it.
+
+`save_pretrained` and `load_adapter` of the model are wrapped on the instance, because every trainer calls them there
+and nowhere else. Live tensors are never touched by saving.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rmlora.binding import Binding
+from rmlora.errors import RmloraWarning, StateError
+from rmlora.pairs import Factors, Pair
+
+STATE_FILE = "rmlora_state.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def watch_saving(model: nn.Module, binding: Binding) -> list[SavePretrained | LoadAdapter]:
+    """Wrap saving and loading on `model` and on every module inside that can save an adapter."""
+    wrapped: list[SavePretrained | LoadAdapter] = []
+    for module in model.modules():
+        if hasattr(module, "peft_config") or getattr(module, "_hf_peft_config_loaded", False):
+            for wrapper in (SavePretrained, LoadAdapter):
+                if hasattr(module, wrapper.name):
+                    wrapped.append(wrapper(module, binding))
+    return wrapped
+
+
+def warn_if_idle(binding: Binding) -> None:
+    """Warn when a method never took part in an optimizer step."""
+    if binding.step == 0:
+        warnings.warn(
+            f"the method attached to adapter {binding.adapter!r} never saw an optimizer step, so it did nothing; "
+            "check that the optimizer holds the LoRA parameters of this very model",
+            RmloraWarning,
+            stacklevel=3,
+        )
+
+
+class _Wrapped:
+    """A method of one model instance, replaced by this object until `restore`."""
+
+    name = ""
+
+    def __init__(self, model: nn.Module, binding: Binding) -> None:
+        self.model = model
+        self.binding = binding
+        self.is_active = True
+        self.__wrapped__ = getattr(model, self.name)
+        model.__dict__[self.name] = self
+
+    def restore(self) -> None:
+        """Give the model its own method back, or only pass calls on where another adapter wrapped it since."""
+        self.is_active = False
+        if self.model.__dict__.get(self.name) is self:
+            del self.model.__dict__[self.name]
+            if isinstance(self.__wrapped__, _Wrapped):
+                self.model.__dict__[self.name] = self.__wrapped__
+
+    def folder_of(self, directory: str | os.PathLike[str]) -> Path:
+        """Where PEFT puts this adapter's files."""
+        folder = Path(directory)
+        is_peft = hasattr(self.model, "base_model") and hasattr(self.model, "get_base_model")
+        return folder / self.binding.adapter if is_peft and self.binding.adapter != "default" else folder
+
+
+class SavePretrained(_Wrapped):
+    """`model.save_pretrained` that writes folded factors, and beside them what folding loses."""
+
+    name = "save_pretrained"
+
+    def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Save as the model does, with folded factors in place of the live ones."""
+        if self.is_active:
+            warn_if_idle(self.binding)
+        if not self.is_active or "fold" not in self.binding.method.hooks():
+            return self.__wrapped__(save_directory, *args, **kwargs)
+        given = kwargs.pop("state_dict", None)
+        state_dict = dict(self.model.state_dict() if given is None else given)
+        for key, value in self._folded().items():
+            state_dict[key] = value.to(state_dict[key].dtype).reshape(state_dict[key].shape)
+        result = self.__wrapped__(save_directory, *args, state_dict=state_dict, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_lost_state(self.binding, self.folder_of(save_directory))
+        return result
+
+    def _folded(self) -> dict[str, Tensor]:
+        paths = {id(module): name for name, module in self.model.named_modules()}
+        folded: dict[str, Tensor] = {}
+        for stack, factors in zip(self.binding.stacks, self.binding.fold(), strict=True):
+            for row, pair in enumerate(stack.pairs):
+                for module, value in zip(pair.factor_modules, (factors.A[row], factors.B[row]), strict=True):
+                    folded[f"{paths[id(module)]}.weight"] = value
+        return folded
+
+
+class LoadAdapter(_Wrapped):
+    """`model.load_adapter` that prefers our state beside a folded adapter."""
+
+    name = "load_adapter"
+
+    def __call__(self, model_id: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Load as the model does, then restore live factors and state if they stand beside the adapter."""
+        result = self.__wrapped__(model_id, *args, **kwargs)
+        name = kwargs.get("adapter_name") or (args[0] if args and isinstance(args[0], str) else "default")
+        folder = Path(model_id)
+        if self.is_active and name == self.binding.adapter and (folder / STATE_FILE).is_file():
+            read_lost_state(self.binding, folder)
+        return result
+
+
+def write_lost_state(binding: Binding, folder: Path) -> None:
+    """Write live factors and the method's state beside a folded adapter, with the adapter file's hash.
+
+    The file appears whole or not at all.
+    """
+    tensors: dict[str, Tensor] = {}
+    for stack, state in zip(binding.stacks, binding.state, strict=True):
+        for row, pair in enumerate(stack.pairs):
+            tensors |= {f"{pair.name}|{key}": value[row].contiguous().clone() for key, value in state.items()}
+            A, B = pair.parameters
+            tensors |= {f"{pair.name}|A": A.detach().contiguous(), f"{pair.name}|B": B.detach().contiguous()}
+    metadata = {"adapter_sha256": _sha256(folder / ADAPTER_FILE), "step": str(binding.step), "seed": str(binding.seed)}
+    unfinished = folder / f".{STATE_FILE}.tmp"
+    save_file(tensors, unfinished, metadata=metadata)
+    os.replace(unfinished, folder / STATE_FILE)
+
+
+@torch.no_grad()
+def read_lost_state(binding: Binding, folder: Path) -> None:
+    """Restore live factors and the method's state from beside a folded adapter.
+
+    Raises:
+        StateError: the file is damaged, lacks a module, or belongs to another adapter file.
+    """
+    path = folder / STATE_FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise StateError(f"{path} is damaged ({error}); delete it to continue from the plain adapter") from None
+    if metadata.get("adapter_sha256") != _sha256(folder / ADAPTER_FILE):
+        raise StateError(
+            f"{path} does not belong to {ADAPTER_FILE} beside it (its hash differs); "
+            "delete it to continue from the plain adapter"
+        )
+    missing = [pair.name for pair in binding.pairs if f"{pair.name}|A" not in tensors]
+    if missing:
+        raise StateError(f"{path} has no factors for {missing[0]} ({len(missing)} modules in all); wrong adapter?")
+    for pair in binding.pairs:
+        for parameter, side in zip(pair.parameters, ("A", "B"), strict=True):
+            parameter.copy_(tensors[f"{pair.name}|{side}"])
+    for stack, state in zip(binding.stacks, binding.state, strict=True):
+        for key, value in state.items():
+            for row, pair in enumerate(stack.pairs):
+                value[row] = tensors[f"{pair.name}|{key}"]
+
+
+class FoldedDelta:
+    """A layer's `get_delta_weight` that merges what the method's forward pass gives, not the bare factors."""
+
+    def __init__(self, pair: Pair, binding: Binding) -> None:
+        self.pair = pair
+        self.binding = binding
+        self.__wrapped__ = pair.layer.get_delta_weight
+        pair.layer.__dict__["get_delta_weight"] = self
+
+    def __call__(self, adapter: str) -> Tensor:
+        """Return s B A of the folded factors."""
+        if adapter != self.pair.adapter:
+            return self.__wrapped__(adapter)  # type: ignore[operator,no-any-return]
+        parameters = self.pair.parameters
+        live = [parameter.data for parameter in parameters]
+        folded = self._factors()
+        try:
+            for parameter, value in zip(parameters, (folded.A, folded.B), strict=True):
+                parameter.data = value.to(parameter.dtype).reshape(parameter.shape)
+            return self.__wrapped__(adapter)  # type: ignore[operator,no-any-return]
+        finally:
+            for parameter, data in zip(parameters, live, strict=True):
+                parameter.data = data
+
+    def restore(self) -> None:
+        """Give the layer its own method back."""
+        self.pair.layer.__dict__.pop("get_delta_weight", None)
+
+    def _factors(self) -> Factors:
+        for stack, factors in zip(self.binding.stacks, self.binding.fold(), strict=True):
+            if self.pair in stack.pairs:
+                row = stack.pairs.index(self.pair)
+                return Factors(factors.A[row], factors.B[row])
+        raise StateError(f"{self.pair.name} is no longer part of adapter {self.binding.adapter!r}; detach first")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else json.dumps(None)
