@@ -1,0 +1,189 @@
+"""Putting a LoRA adapter on a loaded model: which modules, with what settings, new or from a folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rmlora.config import LoraSettings, RunConfig
+from rmlora.errors import AdapterError, ConfigError, nearest
+from rmlora.modeling import Loaded
+
+# What PEFT itself saves for a sequence classifier; adding the names again would write them twice.
+_PEFT_SAVES = ("classifier", "score")
+
+
+def add_adapter(loaded: Loaded, config: RunConfig) -> Any:
+    """Wrap a model in a PEFT model whose adapter, and heads, are trained.
+
+    Args:
+        loaded: the model; its modules are replaced in place by PEFT's.
+        config: of the run; `init_adapter` takes the adapter from a folder, else it is a new one.
+
+    Raises:
+        ConfigError: no module matches, or one that matches is new and so has nothing frozen to adapt.
+        AdapterError: the adapter of the folder does not fit this model.
+    """
+    import peft
+
+    if loaded.orphans:
+        raise ConfigError(
+            f'"{config.model}" has no weights for {", ".join(loaded.orphans[:3])}: they would stay random and no '
+            "adapter could carry them; use method=full, or a complete checkpoint"
+        )
+    if config.init_adapter is not None:
+        check_fits(Path(config.init_adapter), loaded.model, config.model)
+        return peft.PeftModel.from_pretrained(loaded.model, config.init_adapter, is_trainable=True)
+    return peft.get_peft_model(loaded.model, lora_config(loaded, config))
+
+
+def lora_config(loaded: Loaded, config: RunConfig) -> Any:
+    """Return the plain PEFT configuration of a run.
+
+    Args:
+        loaded: the model.
+        config: of the run; lora_alpha left open is 2 r.
+    """
+    import peft
+
+    settings = config.lora
+    targets = target_modules(loaded, settings)
+    heads = [name for name in loaded.heads if not any(_is_within(t, name) for t in targets)]
+    is_text = config.task != "image-classification"
+    kept = [name for name in heads if not (is_text and name in _PEFT_SAVES)]
+    return peft.LoraConfig(
+        task_type="SEQ_CLS" if is_text else None,
+        r=settings.r,
+        lora_alpha=alpha(settings),
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        modules_to_save=kept or None,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        init_lora_weights=settings.init_lora_weights,
+    )
+
+
+def alpha(settings: LoraSettings) -> int | float:
+    """Return lora_alpha: 2 r unless it was set, so that the scale alpha / r does not shrink as r grows.
+
+    Example:
+        >>> alpha(LoraSettings(r=4)), alpha(LoraSettings(r=4, lora_alpha=16))
+        (8, 16)
+    """
+    value = 2 * settings.r if settings.lora_alpha is None else settings.lora_alpha
+    return int(value) if float(value).is_integer() else value
+
+
+def target_modules(loaded: Loaded, settings: LoraSettings) -> list[str]:
+    """Name every module that gets an adapter.
+
+    Args:
+        loaded: the model.
+        settings: "auto" takes every linear layer inside the encoder's repeated blocks; a list takes the modules
+            whose name is, or ends in, one of its entries; any other text is a regular expression for the whole
+            name.
+
+    Returns:
+        Full module names, in the model's order.
+
+    Raises:
+        ConfigError: nothing matches (the nearest name is given), or a match lies in a new module.
+    """
+    wanted = settings.target_modules
+    linears = [name for name, module in loaded.model.named_modules() if _is_linear(module)]
+    if wanted in ("auto", "all-linear"):
+        outside = [name for name in linears if not any(_is_within(name, head) for head in loaded.heads)]
+        blocks = [name for name in outside if _is_in_block(loaded.model, name)]
+        return blocks or outside or _nothing(wanted, linears)
+    names = [name for name, _ in loaded.model.named_modules() if name]
+    if isinstance(wanted, str) and not re.fullmatch(r"[\w.]+(,[\w.]+)*", wanted):
+        try:
+            found = [name for name in names if re.fullmatch(wanted, name)]
+        except re.error as error:
+            raise ConfigError(f'lora.target_modules: "{wanted}" is not a regular expression: {error}') from error
+        found = found or _nothing(wanted, linears)
+    else:
+        parts = wanted.split(",") if isinstance(wanted, str) else wanted
+        for part in parts:
+            if not any(_ends_in(name, part) for name in names):
+                _nothing(part, linears)
+        found = [name for name in names if any(_ends_in(name, part) for part in parts)]
+    for name in found:
+        if any(_is_within(name, head) for head in loaded.fresh):
+            raise ConfigError(
+                f'lora.target_modules: "{name}" is newly initialised: it is trained and saved whole, '
+                "there is nothing frozen to adapt"
+            )
+    return found
+
+
+def check_fits(folder: Path, model: nn.Module, model_name: str) -> None:
+    """Refuse an adapter whose modules or shapes are not those of the model.
+
+    Args:
+        folder: of the adapter.
+        model: without any adapter.
+        model_name: for the message.
+
+    Raises:
+        AdapterError: the folder is damaged, holds no LoRA, or belongs to another model.
+    """
+    from rmlora.analysis.folder import open_adapter
+
+    adapter = open_adapter(folder)
+    if adapter.peft_type != "LORA":
+        raise AdapterError(f'"{folder}" is a {adapter.peft_type} adapter; init_adapter takes plain LoRA')
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    base = adapter.config.get("base_model_name_or_path")
+    for key, tensor in adapter.tensors(adapter.keys).items():
+        problem = _misfit(key.removeprefix("base_model.model."), tuple(tensor.shape), shapes)
+        if problem is not None:
+            made_for = f' was made for "{base}" and' if base else ""
+            raise AdapterError(f'adapter "{folder}"{made_for} does not fit "{model_name}": {problem}')
+
+
+def _misfit(key: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """Compare one tensor of an adapter with the module it is for; None means it fits."""
+    module, side, _ = key.rpartition(".lora_A" if ".lora_A" in key else ".lora_B")
+    if not side:
+        if "lora_" in key:
+            return None
+        if key not in shapes:
+            return f'the model has no "{key}"'
+        return None if shapes[key] == shape else f'"{key}" is {shape}, the model\'s {shapes[key]}'
+    weight = shapes.get(f"{module}.weight")
+    if weight is None:
+        return f'the model has no module "{module}"'
+    width = shape[1] if side == ".lora_A" else shape[0]
+    # Conv1D and Embedding keep (d_in, d_out), so the width may be either side of the weight
+    return None if width in weight[:2] else f'"{module}" is {weight}, {side[1:]} is {shape}'
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _is_in_block(model: nn.Module, name: str) -> bool:
+    """Whether a module lies in one of the model's repeated blocks, which transformers keeps in ModuleLists."""
+    parts = name.split(".")
+    return any(isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList) for i in range(1, len(parts)))
+
+
+def _is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def _ends_in(name: str, part: str) -> bool:
+    return name == part or name.endswith(f".{part}")
+
+
+def _nothing(wanted: str, linears: list[str]) -> list[str]:
+    leaves = list(dict.fromkeys(name.split(".")[-1] for name in linears if not name.split(".")[-1].isdigit()))
+    hint = nearest(wanted, [*leaves, *linears])
+    raise ConfigError(
+        f'lora.target_modules: no module matches "{wanted}"{hint}; linear layers are {", ".join(leaves[:12])}'
+    )

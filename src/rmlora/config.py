@@ -1,0 +1,151 @@
+"""What a run is told: one strict model of every setting, its defaults, ranges and meanings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Task = Literal["text-classification", "text-regression", "image-classification"]
+
+
+class Section(BaseModel):
+    """A group of settings in which a name that does not exist is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where the examples are, and which columns hold what."""
+
+    train: str | None = Field(
+        default=None, description="Training file (.jsonl, .json, .csv, .tsv, .parquet, .npz) or image folder."
+    )
+    eval: str | None = Field(
+        default=None, description="Held-out file or folder; an .npz may hold both parts (x_train, x_test) itself."
+    )
+    dataset: str | None = Field(
+        default=None, description='Hub data set instead of files: "glue/rte", "owner/name", "owner/name/config".'
+    )
+    train_split: str = Field(default="train", description="Split of the Hub data set to train on.")
+    eval_split: str | None = Field(
+        default=None, description="Split to evaluate on; default: the first of validation, validation_matched, test."
+    )
+    text: str | None = Field(
+        default=None,
+        description="Column of the (first) text; default: sentence1, sentence, text, premise, question...",
+    )
+    text_pair: str | None = Field(
+        default=None, description="Column of the second text; default: the partner of `text`, if there is one."
+    )
+    image: str | None = Field(default=None, description="Column (or .npz array) of the images; default: image, img, x.")
+    label: str | None = Field(
+        default=None, description="Column (or .npz array) of the labels; default: label, labels, y."
+    )
+    num_labels: int | None = Field(default=None, ge=2, description="Number of classes; default: counted in `train`.")
+    label_names: list[str] | None = Field(
+        default=None, description="Names of classes 0, 1, ...; default: from the data."
+    )
+    max_length: int = Field(default=128, ge=4, description="Tokens kept of each example, both texts together.")
+    train_examples: int | None = Field(
+        default=None, ge=1, description="Train on a seeded sample of this many examples; default: all."
+    )
+    eval_examples: int | None = Field(
+        default=None, ge=1, description="Evaluate on a seeded sample of this many; default: all."
+    )
+
+
+class LoraSettings(Section):
+    """The adapter: PEFT's own names."""
+
+    r: int = Field(default=8, ge=1, description="Directions of each adapted module.")
+    lora_alpha: float | None = Field(default=None, gt=0, description="Numerator of the scale alpha / r; default: 2 r.")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Probability with which an input of A is dropped.")
+    target_modules: str | list[str] = Field(
+        default="auto",
+        description='"auto" = every linear layer of the encoder\'s blocks; or names, or a regular expression.',
+    )
+    use_rslora: bool = Field(default=False, description="Scale alpha / sqrt(r) instead of alpha / r.")
+    use_dora: bool = Field(default=False, description="Train magnitudes beside directions (DoRA).")
+    init_lora_weights: bool | Literal["gaussian", "orthogonal", "pissa", "olora"] = Field(
+        default=True, description="How A and B start; true: A uniform, B zero."
+    )
+
+
+class TrainingConfig(Section):
+    """The loop: HF Trainer's settings under short names."""
+
+    epochs: int = Field(default=3, ge=1, description="Passes over the training data.")
+    lr: float | None = Field(
+        default=None, gt=0, description="Peak learning rate; default: 1e-3 for adapters, 2e-5 for full fine-tuning."
+    )
+    batch_size: int = Field(default=32, ge=1, description="Examples per device and forward pass.")
+    eval_batch_size: int = Field(default=64, ge=1, description="The same when evaluating.")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description="Forward passes per optimizer step.")
+    optimizer: str = Field(default="adamw_torch_fused", description="One of HF Trainer's optimizers.")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled decay; 0 = none.")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Clip the gradient to this norm; 0 = do not clip.")
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
+        default="linear", description="How the learning rate falls after the warm-up."
+    )
+    warmup_steps: float = Field(default=0, ge=0, description="Steps of linear warm-up; below 1: share of all steps.")
+    group_by_length: bool = Field(default=False, description="Batch texts of similar length: less padding, faster.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Autocast dtype; fp16 needs a GPU.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
+    num_workers: int = Field(default=0, ge=0, description="Processes that prepare batches; 0 = the main one.")
+    train_eval_examples: int = Field(
+        default=1000, ge=0, description="Training examples evaluated each epoch to measure the gap; 0 = none."
+    )
+    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman"] | None = Field(
+        default=None, description="Decides the best epoch; default: accuracy, or pearson for regression."
+    )
+    save: Literal["last", "best"] = Field(default="last", description="Which epoch's weights the run leaves.")
+    save_every_epoch: bool = Field(default=True, description="Keep a checkpoint for --resume after each epoch.")
+    keep_checkpoints: int = Field(default=1, ge=1, description="Checkpoints kept; older ones are deleted.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Of the head, the order of the data, dropout and masks.")
+    report_to: list[str] = Field(default=[], description='Trackers of HF Trainer, e.g. ["trackio"]; default: none.')
+
+
+class RunConfig(Section):
+    """One training run of rmlora, completely."""
+
+    model: str = Field(description="Hub id or local folder of a transformers model (safetensors).")
+    task: Task = Field(default="text-classification", description="What is learned.")
+    data: DataConfig = Field(default_factory=DataConfig, description=str(DataConfig.__doc__))
+    method: str = Field(default="rm-lora", description="A method listed by `rmlora methods`.")
+    method_args: dict[str, Any] = Field(
+        default_factory=dict, description="The method's own settings, e.g. {weight: 1.0e-4, directions: 0.5}."
+    )
+    init_adapter: str | None = Field(default=None, description="Folder of a LoRA adapter to go on training.")
+    lora: LoraSettings = Field(default_factory=LoraSettings, description=str(LoraSettings.__doc__))
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description=str(TrainingConfig.__doc__))
+    output: str | None = Field(default=None, description="Folder of the results; default: runs/<what was run>.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with a Hub model or data set. Only if you trust it."
+    )
+
+
+def setting_names(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """List every setting by its dotted name.
+
+    Example:
+        >>> [name for name in setting_names() if name.endswith("lr")]
+        ['training.lr']
+    """
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        names.append(f"{prefix}{name}")
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += setting_names(kind, f"{prefix}{name}.")
+    return names
+
+
+def section_names() -> list[str]:
+    """List the settings that are groups of others.
+
+    Example:
+        >>> section_names()
+        ['data', 'lora', 'training']
+    """
+    return sorted({name.split(".")[0] for name in setting_names() if "." in name})

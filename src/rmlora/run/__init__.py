@@ -1,0 +1,1 @@
+"""Around one training run: its plan, its folder, what it records, shows and writes."""

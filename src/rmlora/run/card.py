@@ -1,0 +1,88 @@
+"""The model card: what was trained, how well it does, and how to load it without this package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from rmlora.config_source import dump
+from rmlora.run.plan import Plan
+
+_PIPELINES = {"image-classification": "image-classification"}
+
+
+def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | None]) -> str:
+    """Return the text of README.md.
+
+    Args:
+        plan: of the run.
+        result: as in result.json.
+        versions: of the packages that trained it.
+    """
+    config = plan.config
+    is_adapter = plan.handle is not None
+    front = {
+        "base_model": config.model,
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": _PIPELINES.get(config.task, "text-classification"),
+        "tags": ["rmlora", config.method, *(["lora"] if is_adapter else [])],
+        "metrics": [plan.metric],
+    }
+    used = ", ".join(f"{name} {versions[name]}" for name in ("rmlora", "peft", "transformers", "torch"))
+    what = "LoRA adapter" if is_adapter else "model"
+    parts = (
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {config.method} on {config.model}\n",
+        f"A plain {what} for {config.task}, trained by [rmlora](https://pypi.org/project/rmlora) with the method "
+        f"`{config.method}`: {plan.method.summary}. It loads without rmlora installed.\n",
+        "## Results\n",
+        _results(plan, result),
+        "## Use\n",
+        f"```python\n{_usage(plan)}\n```\n",
+        "## Training\n",
+        f"{plan.counts.trainable:,} trainable parameters ({plan.counts.share:.2%} of the model), "
+        f"{result['steps']} optimizer steps. Trained with {used}.\n",
+        f"```yaml\n{dump(config)}```\n",
+    )
+    return "\n".join(parts)
+
+
+def _results(plan: Plan, result: dict[str, Any]) -> str:
+    metric = plan.metric
+    lines = [
+        f"| epoch | eval {metric} | train {metric} | gap | eval loss |",
+        "|---|---|---|---|---|",
+    ]
+    for which in ("best", "last"):
+        row = result[which]
+        cells = (row[f"eval_{metric}"], row.get(f"train_{metric}"), row["gap"], row["eval_loss"])
+        values = " | ".join("-" if cell is None else f"{cell:.4f}" for cell in cells)
+        lines.append(f"| {which} ({row['epoch']}) | {values} |")
+    notes = [f"The weights are those of the {result['saved']} epoch."]
+    notes.append(f"Held out: {len(plan.data.eval)} examples, so one of them is {100 / len(plan.data.eval):.2f} points.")
+    if plan.data.majority is not None:
+        notes.append(f"Always naming the commonest class scores {plan.data.majority:.4f}.")
+    notes.append("This is one seed: no evidence that one method is better than another.")
+    return "\n".join(lines) + "\n\n" + " ".join(notes) + "\n"
+
+
+def _usage(plan: Plan) -> str:
+    config = plan.config
+    is_image = config.task == "image-classification"
+    auto = f"AutoModelFor{'Image' if is_image else 'Sequence'}Classification"
+    processor = "AutoImageProcessor" if is_image else "AutoTokenizer"
+    if plan.handle is None:
+        return (
+            f"from transformers import {auto}, {processor}\n\n"
+            f'model = {auto}.from_pretrained("<this folder>")\n'
+            f'processor = {processor}.from_pretrained("<this folder>")'
+        )
+    labels = 1 if plan.data.classes is None else len(plan.data.classes)
+    return (
+        "from peft import PeftModel\n"
+        f"from transformers import {auto}, {processor}\n\n"
+        f'base = {auto}.from_pretrained("{config.model}", num_labels={labels})\n'
+        'model = PeftModel.from_pretrained(base, "<this folder>")\n'
+        f'processor = {processor}.from_pretrained("{config.model}")'
+    )

@@ -1,0 +1,104 @@
+"""Choosing the method of a run by name, and completing settings that depend on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rmlora.adapting import alpha
+from rmlora.config import LoraSettings, RunConfig
+from rmlora.errors import ConfigError, nearest
+from rmlora.methods import METHODS, Method
+
+DEFAULT_LR = {"adapter": 1e-3, "full": 2e-5}
+
+
+def all_knobs() -> tuple[str, ...]:
+    """List the names of every setting some method takes.
+
+    Example:
+        >>> "weight" in all_knobs()
+        True
+    """
+    return tuple(dict.fromkeys(knob for method in METHODS.values() for knob in method.knobs))
+
+
+def choose_method(config: RunConfig) -> Method:
+    """Return the row of METHODS a configuration names, once its knobs are known to exist.
+
+    Raises:
+        ConfigError: no such method, or the method has no such knob; the nearest, or the methods that have it,
+            are named.
+
+    Example:
+        >>> choose_method(RunConfig(model="m", method="lora")).name
+        'lora'
+    """
+    method = METHODS.get(config.method)
+    if method is None:
+        hint = nearest(config.method, list(METHODS))
+        raise ConfigError(f'unknown method "{config.method}"{hint}; there are {", ".join(METHODS)}')
+    for name in config.method_args:
+        if name not in method.knobs:
+            raise ConfigError(f'method {method.name} has no setting "{name}"{_remedy(name, method)}')
+    return method
+
+
+def _remedy(name: str, method: Method) -> str:
+    others = [other.name for other in METHODS.values() if name in other.knobs]
+    if others:
+        return f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+    return nearest(name, list(method.knobs)) + f"; it has {', '.join(method.knobs) or 'none'}"
+
+
+def complete(config: RunConfig) -> RunConfig:
+    """Fill in what depends on other settings: learning rate, alpha, output folder, an adapter's own settings.
+
+    Args:
+        config: as resolved from file, words and flags; not mutated.
+
+    Returns:
+        A configuration in which nothing that decides the result is left open.
+
+    Raises:
+        ConfigError: settings contradict each other, or those of the adapter to go on training.
+    """
+    method = choose_method(config)
+    if method.trains_base and config.init_adapter is not None:
+        raise ConfigError(f"method {method.name} has no adapter, so init_adapter has nothing to start")
+    lora = config.lora if config.init_adapter is None else _adapter_settings(config)
+    lora = lora.model_copy(update={"lora_alpha": float(alpha(lora))})
+    lr = config.training.lr or DEFAULT_LR["full" if method.trains_base else "adapter"]
+    training = config.training.model_copy(update={"lr": lr})
+    if training.save == "best" and not training.save_every_epoch:
+        raise ConfigError("training.save=best needs the checkpoints of training.save_every_epoch=true")
+    settled = config.model_copy(update={"lora": lora, "training": training})
+    return settled.model_copy(update={"output": config.output or _output_name(settled, method)})
+
+
+def _adapter_settings(config: RunConfig) -> LoraSettings:
+    """Take r, alpha and the like from the adapter; settings the user wrote must agree with it."""
+    from rmlora.analysis.folder import open_adapter
+
+    stored = open_adapter(Path(str(config.init_adapter))).config
+    names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
+    found: dict[str, Any] = {name: stored[name] for name in names if name in stored}
+    found["target_modules"] = stored.get("target_modules", "auto")
+    for name in config.lora.model_fields_set & found.keys():
+        wanted = getattr(config.lora, name)
+        if name != "target_modules" and wanted is not None and wanted != found[name]:
+            raise ConfigError(
+                f"lora.{name} is {wanted}, but the adapter {config.init_adapter} has {found[name]}: leave it out"
+            )
+    return LoraSettings(**found)
+
+
+def _output_name(config: RunConfig, method: Method) -> str:
+    source = config.data.dataset or config.data.train or "data"
+    path = Path(source)
+    generic = ("train", "training", "data", "subset")
+    data = path.parent.name if path.stem in generic and path.parent.name else path.stem
+    if config.data.dataset is not None:
+        data = source.strip("/").replace("/", "-")
+    size = "" if method.trains_base else f"-r{config.lora.r}"
+    return f"runs/{data}-{method.name}{size}-seed{config.training.seed}"

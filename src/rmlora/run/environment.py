@@ -1,0 +1,145 @@
+"""What a run depended on: versions, code state, machine, and hashes of the model and the data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "rmlora",
+    "torch",
+    "peft",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+)
+_MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+
+def describe_environment(model_name: str, model: Any, data_files: Iterable[Path]) -> dict[str, Any]:
+    """Collect everything outside the configuration that the numbers of a run may depend on.
+
+    Args:
+        model_name: folder or Hub id.
+        model: the loaded model, which knows the Hub commit it came from.
+        data_files: local files that were read.
+
+    Returns:
+        Plain values, ready for JSON.
+    """
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git": git_state(Path.cwd()),
+        "machine": describe_machine(),
+        "model": describe_model(model_name, model),
+        "data": {str(path): hash_tree(path) for path in data_files},
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Name the system, processor, memory and GPUs.
+
+    Example:
+        >>> sorted(describe_machine())
+        ['cores', 'gpus', 'memory_gib', 'processor', 'system', 'threads', 'world_size']
+    """
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "gpus": gpus,
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def describe_model(name: str, model: Any) -> dict[str, Any]:
+    """Identify a model: by the hashes of its files if it is a folder, else by its Hub commit."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = sorted({p for pattern in _MODEL_FILES for p in folder.glob(pattern)})
+        return {"name": name, "files": {p.name: hash_file(p) for p in files}}
+    return {"name": name, "commit": getattr(model.config, "_commit_hash", None)}
+
+
+def hash_tree(path: Path) -> str:
+    """Hash a file, or the names and contents of all files of a folder."""
+    if path.is_file():
+        return hash_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path)}\0{hash_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return commit, branch and whether there are changes, or None outside a git checkout."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": commit,
+        "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
+        "dirty": bool(status),
+    }
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(folder), *words],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None

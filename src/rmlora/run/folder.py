@@ -1,0 +1,189 @@
+"""The output folder of a run: what lies in it, whether it may be used, and where a run can go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rmlora.config import RunConfig
+from rmlora.config_source import dump
+from rmlora.errors import ConfigError, StateError
+from rmlora.files import check_writable, write_text
+
+# Settings that may differ between a run and its continuation without changing what is computed.
+_FREE = {"output", "training.report_to", "training.keep_checkpoints", "training.num_workers"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk.
+
+    Attributes:
+        path: the output folder; it need not exist yet.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine, and hashes of what went in."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON row per epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """Best and last epoch; written at the very end, so that its presence means the run is finished."""
+        return self.path / "result.json"
+
+    @property
+    def curves(self) -> Path:
+        """The plot."""
+        return self.path / "curves.png"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.path / "README.md"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The Trainer's checkpoints."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self) -> Path | None:
+        """Return the latest complete checkpoint; one that was being written when the run died is passed over."""
+        found = [
+            p
+            for p in self.checkpoints.glob("checkpoint-*")
+            if p.name.rpartition("-")[2].isdigit()
+            and (p / "trainer_state.json").is_file()  # the Trainer writes it last
+            and (p / "optimizer.pt").is_file()
+        ]
+        return max(found, key=checkpoint_step, default=None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Read metrics.jsonl; a line that was cut off by a crash is left out."""
+        if not self.metrics.is_file():
+            return []
+        rows = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl."""
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def checkpoint_step(path: Path) -> int:
+    """Read the optimizer step off a checkpoint folder's name.
+
+    Example:
+        >>> checkpoint_step(Path("checkpoints/checkpoint-78"))
+        78
+    """
+    return int(path.name.rpartition("-")[2])
+
+
+def check_folder(folder: RunFolder, config: RunConfig, resume: bool, overwrite: bool) -> bool:
+    """Refuse an output folder that cannot or should not be written; nothing is changed.
+
+    Args:
+        folder: where the run wants to write.
+        config: complete.
+        resume: the user asked to go on with what is there.
+        overwrite: the user asked to replace what is there.
+
+    Returns:
+        True if the run is finished and there is nothing left to do.
+
+    Raises:
+        ConfigError: there is something already, or the folder cannot be written.
+        StateError: `resume` with other settings than the run was started with.
+    """
+    check_writable(folder.path)
+    if not folder.path.is_dir() or not any(folder.path.iterdir()):
+        return False
+    if not folder.config.is_file():
+        raise ConfigError(f'output "{folder.path}" is not empty and holds no rmlora run; choose another folder')
+    if overwrite:
+        return False
+    finished = folder.result.is_file()
+    if not resume:
+        remedy = "--overwrite" if finished else "--resume to go on, --overwrite"
+        raise ConfigError(
+            f'output "{folder.path}" holds {"a finished" if finished else "an unfinished"} run; '
+            f"give {remedy} to start anew, or another output"
+        )
+    changed = changed_settings(folder, config)
+    if changed:
+        name, before, now = changed[0]
+        raise StateError(
+            f'--resume goes on with the same run, but {name} was {before} and is now {now} (in "{folder.config}")'
+        )
+    return finished
+
+
+def changed_settings(folder: RunFolder, config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """List settings that differ from those the folder's run was started with: name, before, now."""
+    before = _flat(yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {})
+    now = _flat(yaml.safe_load(dump(config)))
+    names = [n for n in dict.fromkeys((*before, *now)) if n not in _FREE]
+    return [(n, before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)]
+
+
+def open_folder(folder: RunFolder, resume: bool, overwrite: bool) -> Path | None:
+    """Make the folder ready and return the checkpoint to go on from, or None to start at the beginning.
+
+    Args:
+        folder: checked by `check_folder`.
+        resume: cut metrics.jsonl back to the checkpoint, and drop checkpoints cut off in the middle.
+        overwrite: delete what an earlier run wrote, and nothing else.
+    """
+    if overwrite:
+        _clear(folder)
+    checkpoint = folder.checkpoint() if resume else None
+    step = checkpoint_step(checkpoint) if checkpoint is not None else 0
+    if resume and folder.metrics.is_file():
+        folder.write_rows([row for row in folder.rows() if row["step"] <= step])
+    for other in folder.checkpoints.glob("checkpoint-*"):
+        if checkpoint_step(other) > step:
+            shutil.rmtree(other, ignore_errors=True)
+    return checkpoint
+
+
+def _clear(folder: RunFolder) -> None:
+    written: list[str] = []
+    if folder.result.is_file():
+        written = list(json.loads(folder.result.read_text(encoding="utf-8")).get("files", []))
+    named = (folder.config, folder.environment, folder.metrics, folder.result, folder.curves, folder.card)
+    for path in (*named, *(folder.path / Path(name).name for name in written)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,160 @@
+"""Everything a run needs, made ready and checked before anything is written; and saying what it would do."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rmlora.config import RunConfig
+from rmlora.errors import ConfigError
+from rmlora.methods import Method
+from rmlora.pairs import Pair
+from rmlora.run.choice import choose_method
+from rmlora.tasks.data import TaskData, load_data
+from rmlora.tasks.metrics import choose_metric
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of a model by what happens to them.
+
+    Attributes:
+        adapter: entries of A and B (and DoRA's magnitudes).
+        head: trained and saved whole: pooler, classifier.
+        base: trained entries of the pretrained model itself; not 0 only without an adapter.
+        frozen: never changed.
+    """
+
+    adapter: int
+    head: int
+    base: int
+    frozen: int
+
+    @property
+    def trainable(self) -> int:
+        """What gets gradients: T, at the start of training."""
+        return self.adapter + self.head + self.base
+
+    @property
+    def share(self) -> float:
+        """Trainable entries over all entries of the model without its adapter."""
+        return self.trainable / max(self.head + self.base + self.frozen, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, ready to start.
+
+    Attributes:
+        config: complete.
+        method: its row of METHODS.
+        data: examples, checked.
+        model: a PEFT model with the method attached, or the plain model of a method without adapter.
+        processor: tokenizer or image processor.
+        handle: what `attach` returned; None without an adapter.
+        heads: modules trained whole.
+        metric: decides the best epoch.
+        counts: of parameters.
+    """
+
+    config: RunConfig
+    method: Method
+    data: TaskData
+    model: Any
+    processor: Any
+    handle: Any
+    heads: tuple[str, ...]
+    metric: str
+    counts: Counts
+
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        """The adapted modules' factors."""
+        return self.handle.pairs if self.handle is not None else ()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch on one device."""
+        training = self.config.training
+        batches = math.ceil(len(self.data.train) / training.batch_size)
+        return math.ceil(batches / training.gradient_accumulation_steps)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Read the data, load the model, adapt it and attach the method.
+
+    Args:
+        config: complete.
+
+    Raises:
+        RmloraError: whatever would stop the run later; nothing has been written.
+    """
+    from rmlora import attach
+    from rmlora.adapting import add_adapter
+    from rmlora.modeling import load_model
+
+    method = choose_method(config)
+    transform = method.build(**config.method_args)
+    check_device(config)
+    data = load_data(config.data, config.task, config.training.seed)
+    num_labels = 1 if data.classes is None else len(data.classes)
+    metric = choose_metric(config.training.metric, config.task, num_labels)
+    _seed(config.training.seed)
+    loaded = load_model(config, data)
+    if method.trains_base:
+        model, handle = loaded.model, None
+    else:
+        model = add_adapter(loaded, config)
+        handle = attach(model, transform, seed=config.training.seed)
+    return Plan(config, method, data, model, loaded.processor, handle, loaded.heads, metric, count_parameters(model))
+
+
+def check_device(config: RunConfig) -> None:
+    """Refuse devices and precisions that would be slow, wrong or impossible.
+
+    Raises:
+        ConfigError: fp16 without a GPU, or several GPUs in one process.
+    """
+    import os
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.training.precision == "fp16" and gpus == 0:
+        raise ConfigError("training.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    if gpus > 1 and "LOCAL_RANK" not in os.environ:
+        raise ConfigError(
+            f"{gpus} GPUs are visible to one process, which would split each batch over all of them; start one process "
+            "per GPU (torchrun --nproc-per-node N -m rmlora train ...) or set CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def count_parameters(model: nn.Module) -> Counts:
+    """Count parameters by role.
+
+    Example:
+        >>> count_parameters(nn.Linear(3, 2)).base
+        8
+    """
+    count: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:  # PEFT keeps the head it replaced, unused
+            continue
+        if "lora_" in name:
+            role = "adapter"
+        elif not parameter.requires_grad:
+            role = "frozen"
+        else:
+            role = "head" if ".modules_to_save." in name else "base"
+        count[role] += parameter.numel()
+    return Counts(count["adapter"], count["head"], count["base"], count["frozen"])
+
+
+def _seed(seed: int) -> None:
+    from transformers import set_seed
+
+    set_seed(seed)

@@ -1,0 +1,120 @@
+"""What a run records of each epoch: losses, metrics, the gap between them, and what became of the adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from rmlora.analysis.gram import penalty
+from rmlora.analysis.spectra import effective_rank, singular_values, stable_rank
+from rmlora.errors import RmloraError
+from rmlora.pairs import Pair, stack_pairs
+from rmlora.run.folder import RunFolder
+
+Row = dict[str, Any]
+
+# The Trainer names a metric of the part "train" eval_train_<metric>, and likewise for "eval".
+PREFIXES = {"train": "eval_train_", "eval": "eval_eval_"}
+
+
+class RecordEpochs(TrainerCallback):  # type: ignore[misc]
+    """Append one row to metrics.jsonl after each epoch's evaluation.
+
+    A row holds nothing that differs between two runs of the same thing, such as times, so that a resumed run leaves
+    the same file as one that was never interrupted.
+    """
+
+    def __init__(self, folder: RunFolder, metric: str, pairs: Sequence[Pair]) -> None:
+        self.folder = folder
+        self.metric = metric
+        self.pairs = pairs
+        self.pending: Row = {}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Row, **kwargs: Any) -> None:
+        """Collect the metrics of one part; write the row once the held-out part is there."""
+        for part, prefix in PREFIXES.items():
+            for name, value in metrics.items():
+                short = name.removeprefix(prefix)
+                if name.startswith(prefix) and "per_second" not in name and short != "runtime":
+                    self.pending[f"{part}_{short}"] = value
+        if "eval_loss" not in self.pending:
+            return
+        row = make_row(state, self.pending, self.metric) | measure_adapter(self.pairs)
+        self.pending = {}
+        refuse_nan(row)
+        if state.is_world_process_zero:
+            self.folder.write_rows([*self.folder.rows(), row])
+
+
+def make_row(state: Any, found: Row, metric: str) -> Row:
+    """Put one epoch into a row.
+
+    Args:
+        state: the Trainer's.
+        found: `train_loss`, `eval_loss` and metrics of both parts; the former may be absent.
+        metric: the one whose gap is taken.
+
+    Returns:
+        epoch, step, running_loss (mean over the epoch's batches, dropout on), the losses and metrics found, `gap`
+        (train minus eval metric, positive when overfitting) and `loss_gap` (eval minus train loss).
+    """
+    logged = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    row: Row = {
+        "epoch": round(state.epoch),
+        "step": state.global_step,
+        "running_loss": logged[-1] if logged else None,
+    }
+    row |= {name: found[name] for name in sorted(found, key=lambda n: (n.split("_")[0] != "train", n))}
+    has_train = "train_loss" in found
+    row["gap"] = found[f"train_{metric}"] - found[f"eval_{metric}"] if has_train else None
+    row["loss_gap"] = found["eval_loss"] - found["train_loss"] if has_train else None
+    return row
+
+
+@torch.no_grad()
+def measure_adapter(pairs: Sequence[Pair]) -> Row:
+    """Measure what the adapter has become, over all its pairs.
+
+    Args:
+        pairs: live; not mutated. None of them, as in full fine-tuning, gives an empty row.
+
+    Returns:
+        penalty (summed, unweighted), and effective_rank and stable_rank of s B A (means over modules).
+    """
+    if not pairs:
+        return {}
+    total, effective, stable = 0.0, 0.0, 0.0
+    for stack in stack_pairs(pairs):
+        sigma = singular_values(stack.factors, stack.scale)
+        total += float(penalty(stack.factors).sum())
+        effective += float(effective_rank(sigma).sum())
+        stable += float(stable_rank(sigma).sum())
+    return {"penalty": total, "effective_rank": effective / len(pairs), "stable_rank": stable / len(pairs)}
+
+
+def refuse_nan(row: Row) -> None:
+    """Stop a run whose loss is no longer a number.
+
+    Raises:
+        RmloraError: names the epoch and what usually helps.
+    """
+    broken = [n for n in ("running_loss", "train_loss", "eval_loss") if not math.isfinite(row.get(n) or 0.0)]
+    if broken:
+        raise RmloraError(
+            f"{broken[0]} is {row[broken[0]]} after epoch {row['epoch']}: training diverged; lower training.lr "
+            "(or use precision=fp32), and start again with --overwrite"
+        )
+
+
+def best_row(rows: Sequence[Row], metric: str) -> Row:
+    """Return the first of the rows with the highest held-out metric.
+
+    Example:
+        >>> best_row([{"eval_f1": 0.5, "epoch": 1}, {"eval_f1": 0.7, "epoch": 2}], "f1")["epoch"]
+        2
+    """
+    return max(rows, key=lambda row: row[f"eval_{metric}"])

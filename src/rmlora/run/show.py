@@ -1,0 +1,118 @@
+"""Saying in a terminal what a run is about to do, what it found, and what to do next."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rmlora.config_source import dump
+from rmlora.run.folder import RunFolder
+from rmlora.run.plan import Plan
+from rmlora.run.progress import duration
+
+
+def show_header(console: Console, plan: Plan) -> None:
+    """Print in three lines what is trained on what."""
+    config, counts = plan.config, plan.counts
+    console.print(f"[bold]{config.method}[/bold] on {config.model}: {plan.method.summary}", highlight=False)
+    console.print(
+        f"{len(plan.data.train)} examples to train on, {len(plan.data.eval)} held out "
+        f"(one of them is {100 / len(plan.data.eval):.2f} points)"
+        + (f"; the majority class scores {plan.data.majority:.4f}" if plan.data.majority else ""),
+        highlight=False,
+    )
+    console.print(
+        f"{counts.trainable:,} trainable parameters ({counts.share:.2%} of the model), "
+        f"{plan.steps_per_epoch} steps an epoch, {config.training.epochs} epochs -> {config.output}",
+        highlight=False,
+    )
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Print all a run would do: settings, parameters, modules and steps."""
+    console.print("[bold]Settings[/bold]")
+    console.print(dump(plan.config).rstrip(), highlight=False, markup=False)
+    console.print(_parameters(plan))
+    if plan.pairs:
+        console.print(_modules(plan))
+    if plan.heads:
+        console.print(f"Trained and saved whole: {', '.join(plan.heads)}", highlight=False)
+    epochs = plan.config.training.epochs
+    console.print(
+        f"Steps: {plan.steps_per_epoch} an epoch, {plan.steps_per_epoch * epochs} in all "
+        f"({len(plan.data.train)} examples, {len(plan.data.eval)} held out; columns {', '.join(plan.data.columns)})",
+        highlight=False,
+    )
+    console.print("Dry run: nothing was written.")
+
+
+def show_result(console: Console, plan: Plan, result: dict[str, Any], folder: RunFolder) -> None:
+    """Print best and last epoch, where everything lies, and two things to do next."""
+    metric = plan.metric
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    for name in ("", "epoch", f"eval {metric}", f"train {metric}", "gap", "eval loss", "effective rank"):
+        table.add_column(name, justify="right" if name else "left")
+    for which in ("best", "last"):
+        row = result[which]
+        cells = (row[f"eval_{metric}"], row.get(f"train_{metric}"), row["gap"], row["eval_loss"])
+        rank = row.get("effective_rank")
+        table.add_row(
+            which,
+            str(row["epoch"]),
+            *("-" if cell is None else f"{cell:.4f}" for cell in cells),
+            "-" if rank is None else f"{rank:.2f}",
+        )
+    console.print(table)
+    saved = f"the {result['saved']} epoch's weights"
+    console.print(f"Done in {duration(result['seconds'])}. {folder.path} holds {saved}.", highlight=False)
+    for line in next_steps(plan, folder.path):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def next_steps(plan: Plan, path: Path) -> list[str]:
+    """Name two things to do after a run."""
+    compare = next(m for m in ("lora", "rm-lora") if m != plan.config.method)
+    again = f"rmlora train {path / 'config.yaml'} method={compare} method_args={{}} output={path}-{compare}"
+    if plan.handle is None:
+        return [f"Look at the curves: {path / 'curves.png'}", f"Compare with an adapter: {again} lr=1e-3"]
+    return [
+        f"Look into the adapter: rmlora inspect {path} (curves: {path / 'curves.png'})",
+        f"Compare with {compare}: {again}",
+    ]
+
+
+def _parameters(plan: Plan) -> Table:
+    counts = plan.counts
+    table = Table(title="Parameters", title_justify="left", show_edge=False)
+    table.add_column("part")
+    table.add_column("number", justify="right")
+    rows = {
+        "adapter (A, B)": counts.adapter,
+        "head": counts.head,
+        "pretrained, trained": counts.base,
+        "T: trainable at the start": counts.trainable,
+        "frozen": counts.frozen,
+    }
+    for name, number in rows.items():
+        if number or name.startswith("T"):
+            table.add_row(name, f"{number:,}")
+    table.add_row("T, share of the model", f"{counts.share:.3%}")
+    return table
+
+
+def _modules(plan: Plan) -> Table:
+    """List adapted modules by their last names: 12 layers' worth of one projection is one row."""
+    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for pair in plan.pairs:
+        kind = ".".join("*" if part.isdigit() else part for part in pair.name.split("."))
+        groups[(kind, pair.A.shape[1], pair.B.shape[0], pair.r, pair.scale)].append(pair.name)
+    table = Table(title=f"Adapted modules: {len(plan.pairs)} pairs (A, B)", title_justify="left", show_edge=False)
+    for name in ("module", "number", "d_in", "d_out", "r", "scale"):
+        table.add_column(name, justify="left" if name == "module" else "right", overflow="fold")
+    for (kind, d_in, d_out, r, scale), names in groups.items():
+        table.add_row(kind, str(len(names)), str(d_in), str(d_out), str(r), f"{scale:g}")
+    return table

@@ -1,0 +1,138 @@
+"""One training run, from a configuration to a folder with everything that is known about it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rmlora.config import RunConfig
+from rmlora.config_source import dump
+from rmlora.files import write_text
+from rmlora.run.card import write_card
+from rmlora.run.choice import complete
+from rmlora.run.curves import plot_curves
+from rmlora.run.environment import describe_environment
+from rmlora.run.folder import RunFolder, check_folder, open_folder
+from rmlora.run.plan import Plan, make_plan
+from rmlora.run.progress import ShowProgress
+from rmlora.run.record import RecordEpochs, best_row
+from rmlora.run.show import show_header, show_plan, show_result
+from rmlora.run.trainer import make_trainer, quieten
+from rmlora.run.weights import InitialAdapter, save_weights
+
+
+def train(
+    config: RunConfig, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Train one model by one method and write the run's folder.
+
+    Everything that can be wrong is checked before the folder is touched. Files are written to a temporary name and
+    renamed; result.json comes last, so that its presence means the run is whole.
+
+    Args:
+        config: as `rmlora.config_source.resolve` returns it.
+        resume: go on from the last complete checkpoint in the folder, exactly as if never interrupted; from the
+            beginning if there is none; do nothing if the run is finished.
+        overwrite: replace a run that is in the folder.
+        console: where to say what happens; None says nothing.
+
+    Returns:
+        What result.json holds: best and last epoch, counts, times.
+
+    Raises:
+        RmloraError: something in the configuration, data, model or folder is wrong.
+    """
+    console = console or Console(quiet=True)
+    restore = quieten()
+    try:
+        config = complete(config)
+        folder = RunFolder(Path(str(config.output)))
+        if check_folder(folder, config, resume, overwrite):
+            console.print(f"The run in {folder.path} is finished; nothing to do.", highlight=False)
+            return dict(json.loads(folder.result.read_text(encoding="utf-8")))
+        plan = make_plan(config)
+        show_header(console, plan)
+        return _run(plan, folder, resume, overwrite, console)
+    finally:
+        restore()
+
+
+def dry_run(config: RunConfig, console: Console) -> Plan:
+    """Say what `train` would do, having read the data and built the model, and write nothing.
+
+    Args:
+        config: as for `train`.
+        console: where to say it.
+
+    Raises:
+        RmloraError: as for `train`.
+    """
+    restore = quieten()
+    try:
+        plan = make_plan(complete(config))
+        show_plan(console, plan)
+        return plan
+    finally:
+        restore()
+
+
+def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: Console) -> dict[str, Any]:
+    checkpoint = open_folder(folder, resume, overwrite)
+    if resume:
+        where = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no checkpoint yet"
+        console.print(f"Going on {where}.", highlight=False)
+    begun = time.monotonic()
+    initial = InitialAdapter(plan)
+    progress = ShowProgress(console, folder, plan.metric)
+    trainer = make_trainer(plan, folder.checkpoints, [RecordEpochs(folder, plan.metric, plan.pairs), progress])
+    is_writer = trainer.is_world_process_zero()
+    environment = describe_environment(plan.config.model, plan.model, plan.data.files)
+    if is_writer:
+        write_text(folder.config, dump(plan.config))
+        write_text(folder.environment, json.dumps(environment, indent=2) + "\n")
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        progress.close()
+    if not is_writer:
+        return {}
+    result = _summarise(plan, folder, trainer.state.global_step, time.monotonic() - begun)
+    result["files"] = save_weights(plan, initial, folder.path)
+    title = f"{plan.config.method} on {Path(plan.config.model).name}, {len(plan.data.eval)} held out"
+    plot_curves(folder, folder.rows(), plan.metric, title)
+    write_text(folder.card, write_card(plan, result, environment["versions"]))
+    write_text(folder.result, json.dumps(result, indent=2) + "\n")
+    show_result(console, plan, result, folder)
+    return result
+
+
+def _summarise(plan: Plan, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
+    """Put a finished run into one record: best epoch, last epoch, and what they are to be seen against."""
+    rows = folder.rows()
+    config = plan.config
+    return {
+        "model": config.model,
+        "method": config.method,
+        "method_args": config.method_args,
+        "task": config.task,
+        "seed": config.training.seed,
+        "metric": plan.metric,
+        "best": best_row(rows, plan.metric),
+        "last": rows[-1],
+        "saved": config.training.save,
+        "majority": plan.data.majority,
+        "examples": {"train": len(plan.data.train), "eval": len(plan.data.eval)},
+        "parameters": {
+            "adapter": plan.counts.adapter,
+            "head": plan.counts.head,
+            "base": plan.counts.base,
+            "trainable": plan.counts.trainable,
+            "frozen": plan.counts.frozen,
+        },
+        "steps": steps,
+        "seconds": round(seconds, 1),
+    }
