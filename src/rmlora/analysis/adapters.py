@@ -93,9 +93,7 @@ def _stacks(pairs: list[StoredPair]) -> Iterator[list[StoredPair]]:
 
 def _measure(stack: list[StoredPair], adapter: AdapterFolder) -> list[ModuleReport]:
     """Measure pairs of one shape together; the only loop over modules is the one that writes the rows."""
-    factors = Factors(
-        torch.stack([pair.A for pair in stack]).double(), torch.stack([pair.B for pair in stack]).double()
-    )
+    factors = Factors(torch.stack([p.A for p in stack]).double(), torch.stack([p.B for p in stack]).double())
     _check_finite(factors, stack, adapter)
     (r, d_in), d_out, dtype = stack[0].A.shape, len(stack[0].B), stack[0].A.dtype
     sigma = singular_values(factors, torch.tensor([pair.scale for pair in stack], dtype=torch.float64))
