@@ -8,10 +8,11 @@ Nothing else in the training code changes, and the adapter it leaves is plain Lo
 
 from rmlora import schedules
 from rmlora.attach import Attached, attach, attached
-from rmlora.combine import chain, only
+from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.methods import METHODS, gm_lora, lora, r_lora, rm_lora
 from rmlora.peft_config import RMLoraConfig
+from rmlora.restrict import only
 from rmlora.transform import Transform
 from rmlora.transforms import AddOrthogonality, ClipByGlobalNorm, FreezeHead, MaskDirections
 

@@ -85,7 +85,7 @@ class Attached:
     def kept(self) -> dict[str, tuple[list[int], list[int]]]:
         """Return, for each module, which rows of A and which columns of B learn at the coming step."""
         kept: dict[str, tuple[list[int], list[int]]] = {}
-        for stack, mask in zip(self._binding.stacks, self._binding.kept, strict=True):
+        for stack, mask in zip(self._binding.stacks, self._binding.learning(), strict=True):
             for row, pair in enumerate(stack.pairs):
                 sides = [torch.ones(pair.r)] * 2 if mask is None else [mask.A[row], mask.B[row]]
                 A, B = (side.nonzero().flatten().tolist() for side in sides)

@@ -1,19 +1,15 @@
-"""Putting transforms together: one after another (`chain`), or on some modules only (`only`)."""
+"""Putting transforms together: one after another, as one."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from rmlora.errors import MethodError
 from rmlora.pairs import Factors, Kept, Stack
 from rmlora.transform import Context, ForwardContext, Moments, State, Transform, mask_factors
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,13 @@ class Chain(Transform):
         kept: tuple[Kept | None, ...] = tuple(None for _ in pairs)
         for link, part in self._using("keep", state):
             kept = tuple(map(_both, kept, link.keep(part, pairs, ctx)))
+        return kept
+
+    def learning(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
+        """Name what every link lets learn."""
+        kept: tuple[Kept | None, ...] = tuple(None for _ in pairs)
+        for index, link in enumerate(self.links):
+            kept = tuple(map(_both, kept, link.learning(self._part(state, index), pairs, ctx)))
         return kept
 
     def grads(
@@ -155,140 +158,6 @@ def chain(*links: Transform) -> Chain:
     if len(owners) > 1:
         raise MethodError(f"only one link may compute the step itself, got {' and '.join(owners)}")
     return Chain(tuple(flat))
-
-
-@dataclass(frozen=True)
-class Only(Transform):
-    """A transform that acts on some pairs; made by `only`.
-
-    Attributes:
-        pattern: regular expression searched for in the pair's name.
-        inner: the transform.
-    """
-
-    pattern: str
-    inner: Transform
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """As the inner transform."""
-        return self.inner.needs
-
-    def hooks(self) -> frozenset[str]:
-        """As the inner transform."""
-        return self.inner.hooks()
-
-    def partition(self, name: str) -> Hashable:
-        """Separate the pairs it acts on from the others, so that it sees whole stacks."""
-        return (self._matches(name), self.inner.partition(name))
-
-    def init(self, pairs: Sequence[Stack]) -> State:
-        """Initialise the inner transform on the matching stacks."""
-        inside = self._inside(pairs)
-        if not inside:
-            num = sum(map(len, pairs))
-            raise MethodError(f"only({self.pattern!r}) matches none of the {num} modules, such as {pairs[0].names[0]}")
-        return self._spread(pairs, self.inner.init([pairs[i] for i in inside]), tuple({} for _ in pairs))
-
-    def inputs(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
-        """Apply the inner transform where the name matches."""
-        return self.inner.inputs(state, x, ctx) if self._matches(ctx.name) else x
-
-    def ranks(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
-        """Apply the inner transform where the name matches."""
-        return self.inner.ranks(state, x, ctx) if self._matches(ctx.name) else x
-
-    def outputs(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
-        """Apply the inner transform where the name matches."""
-        return self.inner.outputs(state, x, ctx) if self._matches(ctx.name) else x
-
-    def keep(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
-        """Mask the matching stacks; keep all of the others."""
-        i = self._inside(pairs)
-        kept = self.inner.keep(_at(state, i), _at(pairs, i), _context_at(ctx, i))
-        return self._spread(pairs, kept, tuple(None for _ in pairs))
-
-    def grads(
-        self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
-    ) -> tuple[Sequence[Factors], State]:
-        """Change the gradients of the matching stacks."""
-        i = self._inside(pairs)
-        inner, part = self.inner.grads(_at(state, i), _at(pairs, i), _at(grads, i), _context_at(ctx, i))
-        return self._spread(pairs, inner, grads), self._spread(pairs, part, state)
-
-    def project(
-        self,
-        state: State,
-        pairs: Sequence[Stack],
-        before: Sequence[Factors],
-        after: Sequence[Factors],
-        moments: tuple[Moments, Moments],
-        ctx: Context,
-    ) -> tuple[Sequence[Factors], Moments, State]:
-        """Project the matching stacks."""
-        i = self._inside(pairs)
-        both = (_at(moments[0], i), _at(moments[1], i))
-        moved, latest, part = self.inner.project(
-            _at(state, i), _at(pairs, i), _at(before, i), _at(after, i), both, _context_at(ctx, i)
-        )
-        return (
-            self._spread(pairs, moved, after),
-            self._spread(pairs, latest, moments[1]),
-            self._spread(pairs, part, state),
-        )
-
-    def fold(self, state: State, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
-        """Fold the matching stacks."""
-        i = self._inside(pairs)
-        return self._spread(pairs, self.inner.fold(_at(state, i), _at(pairs, i), _at(factors, i)), factors)
-
-    def _matches(self, name: str) -> bool:
-        return re.search(self.pattern, name) is not None
-
-    def _inside(self, pairs: Sequence[Stack]) -> list[int]:
-        return [i for i, stack in enumerate(pairs) if self._matches(stack.names[0])]
-
-    def _spread(self, pairs: Sequence[Stack], inner: Sequence[T], outer: Sequence[T]) -> tuple[T, ...]:
-        spread = list(outer)
-        for i, value in zip(self._inside(pairs), inner, strict=True):
-            spread[i] = value
-        return tuple(spread)
-
-
-def only(pattern: str, transform: Transform) -> Only:
-    """Let a transform act on the modules whose name matches, and on no others.
-
-    Args:
-        pattern: regular expression, searched for in names such as `bert.encoder.layer.0.attention.self.query`.
-        transform: any transform that does not compute the step itself.
-
-    Returns:
-        A transform.
-
-    Raises:
-        MethodError: the pattern is not a regular expression, the transform computes the step itself, or (when
-            attached) no module matches.
-
-    Example:
-        >>> import rmlora
-        >>> only(r"attention", rmlora.MaskDirections(4)).pattern
-        'attention'
-    """
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise MethodError(f"only() got {pattern!r}, which is not a regular expression: {error}") from None
-    if transform.owns_update:
-        raise MethodError("only() cannot hold a link that computes the step itself; attach it to all modules")
-    return Only(pattern, transform)
-
-
-def _at(values: Sequence[T], indices: Sequence[int]) -> tuple[T, ...]:
-    return tuple(values[i] for i in indices)
-
-
-def _context_at(ctx: Context, indices: Sequence[int]) -> Context:
-    return replace(ctx, lr=_at(ctx.lr, indices) if ctx.lr else (), kept=_at(ctx.kept, indices) if ctx.kept else ())
 
 
 def _both(first: Kept | None, second: Kept | None) -> Kept | None:

@@ -97,6 +97,11 @@ class LiveAdapter:
                 self.kept[i] = None if new is None else Kept(new.A.clone(), new.B.clone())
                 self._show_mask(stack, self.kept[i])
 
+    def learning(self) -> tuple[Kept | None, ...]:
+        """Which directions the coming step will change, per stack."""
+        self._regroup()
+        return self.method.learning(self.state, self.stacks, self.context())
+
     def context(self) -> Context:
         """What hooks may know now, without what only an optimizer step knows."""
         return Context(step=self.step, seed=self.seed, num_pairs=len(self.pairs))

@@ -136,6 +136,10 @@ class Transform:
         """
         return after, moments[1], state
 
+    def learning(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
+        """Return which directions the step will change, whether masked during backward (`keep`) or later."""
+        return self.keep(state, pairs, ctx)
+
     def freezes_head(self, step: int) -> bool:
         """Whether gradients outside the adapter are zeroed at this step: the authors' bug, and nothing else."""
         return False

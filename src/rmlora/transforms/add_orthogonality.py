@@ -114,8 +114,8 @@ class AddOrthogonality(Transform):
     def __post_init__(self) -> None:
         if not callable(self.weight) and not (0.0 <= self.weight < math.inf):
             raise MethodError(
-                f"weight of the orthogonality penalty is {self.weight}; it must be finite and >= 0 (0 switches it off), "
-                "because a negative one rewards collapse"
+                f"weight of the orthogonality penalty is {self.weight}; it must be finite and >= 0 "
+                "(0 switches it off; a negative one rewards collapse)"
             )
         _check("norm", self.norm, Norm)
         _check("reduction", self.reduction, Reduction)

@@ -37,9 +37,13 @@ def clip_by_global_norm(grads: Sequence[Factors], max_norm: float | Tensor) -> l
     if not grads:
         return []
     device = grads[0].A.device
-    norms = torch.stack([g.float().norm().to(device) for pair in grads for g in (pair.A, pair.B)])
+    norms = torch.stack([_norm(g).to(device) for pair in grads for g in (pair.A, pair.B)])
     factor = (max_norm / (norms.norm() + 1e-6)).clamp(max=1.0)
     return [Factors(_scale(pair.A, factor), _scale(pair.B, factor)) for pair in grads]
+
+
+def _norm(grad: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
 
 
 def _scale(grad: Tensor, factor: Tensor) -> Tensor:

@@ -128,7 +128,11 @@ class MaskDirections(Transform):
         return super().init(pairs)
 
     def keep(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
-        """Name the directions that learn at this step."""
+        """Name the directions that get a gradient; only used with `act_in="backward"`."""
+        return self.learning(state, pairs, ctx)
+
+    def learning(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
+        """Name the directions that learn, wherever the mask acts."""
         return tuple(self._draw(stack, ctx) for stack in pairs)
 
     def grads(
@@ -153,8 +157,8 @@ class MaskDirections(Transform):
             return restored, moments[1], state
         if ctx.shared_moments:
             raise MethodError(
-                f'policy="state" cannot keep single directions of {", ".join(ctx.shared_moments)}, which this optimizer '
-                'shares between directions; use policy="update", or AdamW'
+                f'policy="state" cannot keep single directions of {", ".join(ctx.shared_moments)}, which this '
+                'optimizer shares between directions; use policy="update", or AdamW'
             )
         latest = tuple(
             {name: _restore(k, old[name], new[name]) for name in new}
