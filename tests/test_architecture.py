@@ -35,7 +35,7 @@ LIBRARY = ("errors", "ground", "contract", "links", "methods", "engine", "attach
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
     "ground": Layer(("files", "schedules", "draws", "pairs"), ("errors",)),
-    "contract": Layer(("transform", "combine"), ("errors", "ground")),
+    "contract": Layer(("transform", "combine", "restrict"), ("errors", "ground")),
     "links": Layer(("transforms",), ("errors", "ground", "contract")),
     "methods": Layer(("methods",), ("errors", "ground", "contract", "links")),
     "engine": Layer(
