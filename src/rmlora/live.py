@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -53,27 +53,21 @@ class LiveAdapter:
         self.state: State = ()
         self._places: dict[Pair, tuple[int, int]] = {}
         self._identity: tuple[int, ...] = ()
-        for pair in pairs:
-            self.add(pair)
+        self.add(list(pairs))
         self.prepare()
 
-    def add(self, pair: Pair) -> None:
-        """Take one more pair; raises if the method does not suit it."""
-        refuse_foreign_parameters([pair])
-        self.method.init(stack_pairs([pair]))
-        if self.forward_hooks and not can_gate(pair):
-            raise AttachError(
-                f"{pair.name} ({type(pair.layer).__name__}) does not call modules for A and B, and this method acts in "
-                "the forward pass; leave the module out of target_modules"
-            )
-        if self.forward_hooks and pair.variant is not None:
-            raise AttachError(
-                f"{pair.name} uses {pair.variant}, whose forward pass is not B(A(x)), and this method acts in the "
-                "forward pass; use plain LoRA"
-            )
-        if can_gate(pair):
-            self.gates[pair] = open_gates(pair, self)
-        self.pairs.append(pair)
+    def add(self, pairs: Sequence[Pair]) -> None:
+        """Take more pairs; raises, with nothing changed, if the method does not suit them."""
+        if not pairs:
+            return
+        refuse_foreign_parameters(pairs)
+        for pair in pairs if self.forward_hooks else ():
+            _refuse_other_forward(pair)
+        self.method.init(stack_pairs(pairs, self._partition))
+        for pair in pairs:
+            if can_gate(pair):
+                self.gates[pair] = open_gates(pair, self)
+            self.pairs.append(pair)
 
     def locate(self) -> None:
         """Look for what trains the pairs, at the first training forward; nothing here."""
@@ -137,7 +131,7 @@ class LiveAdapter:
         carried = {
             pair: {key: value[row] for key, value in self.state[i].items()} for pair, (i, row) in self._places.items()
         }
-        self.stacks = stack_pairs(self.pairs, lambda pair: (pair in self.gates, self.method.partition(pair.name)))
+        self.stacks = stack_pairs(self.pairs, self._partition)
         self.state = self.method.init(self.stacks)
         for stack, tensors in zip(self.stacks, self.state, strict=True):
             for key, value in tensors.items():
@@ -150,8 +144,25 @@ class LiveAdapter:
             self._show_mask(stack, None)
         self._identity = identity
 
+    def _partition(self, pair: Pair) -> Hashable:
+        return can_gate(pair), self.method.partition(pair.name)
+
     def _show_mask(self, stack: Stack, kept: Kept | None) -> None:
         for row, pair in enumerate(stack.pairs):
             if pair in self.gates:
                 for gate, side in zip(self.gates[pair], ("A", "B"), strict=True):
                     gate.kept = None if kept is None else getattr(kept, side)[row]
+
+
+def _refuse_other_forward(pair: Pair) -> None:
+    """Raise where hooks in the forward pass could not act."""
+    if not can_gate(pair):
+        raise AttachError(
+            f"{pair.name} ({type(pair.layer).__name__}) does not call modules for A and B, and this method acts in "
+            "the forward pass; leave the module out of target_modules"
+        )
+    if pair.variant is not None:
+        raise AttachError(
+            f"{pair.name} uses {pair.variant}, whose forward pass is not B(A(x)), and this method acts in the "
+            "forward pass; use plain LoRA"
+        )

@@ -90,23 +90,21 @@ class RMLoraConfig(LoraConfig):  # type: ignore[misc]
         if adapter_name not in self._bindings:
             method = rm_lora(self.weight, self.directions, preset=self.preset)  # type: ignore[arg-type]
             self._bindings[adapter_name] = Binding(method, adapter_name, self.seed)
-        self._bindings[adapter_name].add(pair)
+        self._bindings[adapter_name].add([pair])
         remember(pair, self._bindings[adapter_name])
         self.is_copy = True
         return layer
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain data, our fields included, for logs."""
-        inner = ("is_copy", "reused")
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inner}
-        return copy.deepcopy(values)
+        return {key: value for key, value in super().to_dict().items() if key not in ("is_copy", "reused")}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write a plain LoRA config, and our fields beside it."""
         for binding in self._bindings.values():
             warn_if_idle(binding)
         own = {name: getattr(self, name) for name in self.own_fields}
-        values = {k: v for k, v in LoraConfig.to_dict(self).items() if k not in (*self.own_fields, "is_copy", "reused")}
+        values = {key: value for key, value in self.to_dict().items() if key not in self.own_fields}
         LoraConfig(**values).save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / CONFIG_FILE
         unfinished = path.with_suffix(".tmp")
