@@ -1,5 +1,7 @@
 """attach, and the handle it returns."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -140,3 +142,32 @@ def test_switching_layers_to_eval_and_back_keeps_training_exact():
     toys.train(straight, steps=4)
     toys.train(switched, steps=4, watch=evaluate)
     toys.assert_equal_weights(toys.weights(straight), toys.weights(switched))
+
+
+def test_an_adapter_deleted_and_made_anew_can_be_attached_again():
+    from peft import LoraConfig
+
+    model = toys.make_model()
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["0"]))
+    rmlora.attach(model, rmlora.rm_lora(), adapter_name="other")
+    model.delete_adapter("other")
+    assert rmlora.attached(model) == []
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["0"]))
+    assert len(rmlora.attach(model, rmlora.rm_lora(), adapter_name="other")) == 1
+
+
+def test_an_optimizer_resumed_in_the_same_process_can_be_bound():
+    model = toys.make_model()
+    handle = rmlora.attach(model, rmlora.rm_lora(1e-2, 3))
+    optimizer = toys.make_optimizer(model)
+    toys.train(model, optimizer, steps=3)
+    state, at_three = copy.deepcopy(optimizer.state_dict()), toys.weights(model)
+    toys.train(model, optimizer, steps=2, start=3)
+    straight = toys.weights(model)
+    model.load_state_dict(at_three)
+    again = toys.make_optimizer(model)
+    again.load_state_dict(state)
+    handle.bind(again)
+    assert handle.step == 3
+    toys.train(model, again, steps=2, start=3)
+    toys.assert_equal_weights(straight, toys.weights(model))

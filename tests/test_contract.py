@@ -397,7 +397,7 @@ def test_a_resumed_optimizer_that_appears_after_the_forward_is_refused():
     toys.compute_gradients(twin, 0)
     late = toys.make_optimizer(twin)
     late.load_state_dict(state)
-    with pytest.raises(StateError, match=r"resumes at step 2 .* pass it to rmlora.attach"):
+    with pytest.raises(StateError, match=r"resumes at step 2 .* call handle.bind"):
         late.step()
 
 

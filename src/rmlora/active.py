@@ -35,7 +35,7 @@ class Active:
         return tuple({key: value[list(rows)] for key, value in state[i].items()} for i, rows in self.rows)
 
     def put_state(self, state: State, part: State) -> State:
-        """Return `state` with the rows replaced by `part`; what the part no longer has is dropped."""
+        """Return `state` with the rows replaced by `part`; a key new to the state is zero elsewhere."""
         if self.whole:
             return part
         merged = [dict(tensors) for tensors in state]
@@ -114,15 +114,18 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 def _rates(stack: Stack, groups: dict[int, Group]) -> tuple[float | Tensor, float | Tensor]:
     sides = zip(*(pair.parameters for pair in stack.pairs), strict=True)
-    A, B = ([float(groups[id(p)]["lr"]) if id(p) in groups else 0.0 for p in side] for side in sides)
+    A, B = ([groups[id(p)]["lr"] if id(p) in groups else 0.0 for p in side] for side in sides)
     device = stack.keys.device
     return _one_or_many(A, device), _one_or_many(B, device)
 
 
-def _one_or_many(rates: list[float], device: torch.device) -> float | Tensor:
-    if len(set(rates)) == 1:
+def _one_or_many(rates: list[float | Tensor], device: torch.device) -> float | Tensor:
+    # A rate kept on the device stays there: reading it would wait for the device.
+    if all(rate is rates[0] for rate in rates):
         return rates[0]
-    return torch.tensor(rates, device=device).view(-1, 1, 1)
+    if not any(isinstance(rate, Tensor) for rate in rates) and len(set(rates)) == 1:
+        return rates[0]
+    return torch.stack([torch.as_tensor(rate, device=device) for rate in rates]).view(-1, 1, 1)
 
 
 def _rows_of(kept: Kept | None, rows: tuple[int, ...]) -> Kept | None:

@@ -14,7 +14,7 @@ from rmlora.binding import Binding
 from rmlora.combine import chain
 from rmlora.errors import AttachError
 from rmlora.live import FORWARD_HOOKS
-from rmlora.pairs import Pair, find_pairs
+from rmlora.pairs import Pair, adapters_of, find_pairs
 from rmlora.saving import FoldedDelta, warn_if_idle, watch_saving
 from rmlora.transform import Transform
 
@@ -70,8 +70,7 @@ class Attached:
     @property
     def is_attached(self) -> bool:
         """False after `detach`."""
-        layers = (pair.layer for pair in self._binding.pairs)
-        return any(getattr(layer, _BINDINGS, {}).get(self.adapter) is self._binding for layer in layers)
+        return any(bindings_of(pair.layer).get(self.adapter) is self._binding for pair in self._binding.pairs)
 
     @property
     def late(self) -> dict[str, str]:
@@ -115,6 +114,17 @@ class Attached:
         ordered = {pair.name: modules[pair.name] for pair in self._binding.pairs}
         totals = {key: sum(values[key] for values in ordered.values()) for key in next(iter(ordered.values()), {})}
         return {"step": self.step, **totals, "modules": ordered}
+
+    def bind(self, optimizer: Optimizer) -> None:
+        """Say which optimizer trains the adapter from now on, and take over the step its state carries.
+
+        Needed only where it cannot be found alone: see `optimizer` of `attach`.
+
+        Raises:
+            AttachError: it holds none of the adapter's factors.
+            StateError: its checkpoint was written with another seed.
+        """
+        self._binding.bind(optimizer)
 
     def fold(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return factors (A `(r, d_in)`, B `(d_out, r)`) of plain LoRA with the same outputs, by module name.
@@ -202,7 +212,7 @@ def attach(
         )
     pairs = find_pairs(model, adapter_name)
     for pair in pairs:
-        if pair.adapter in getattr(pair.layer, _BINDINGS, {}):
+        if pair.adapter in bindings_of(pair.layer):
             raise AttachError(
                 f"adapter {pair.adapter!r} already trains by a method ({pair.name}); detach it first, or join both "
                 "methods with rmlora.chain"
@@ -229,15 +239,21 @@ def attached(model: nn.Module) -> list[Attached]:
         >>> attached(nn.Linear(2, 2))
         []
     """
-    bindings = {
-        id(binding): binding for module in model.modules() for binding in getattr(module, _BINDINGS, {}).values()
-    }
+    bindings = {id(binding): binding for module in model.modules() for binding in bindings_of(module).values()}
     return [Attached(model, binding) for binding in bindings.values()]
 
 
 def remember(pair: Pair, binding: Binding) -> None:
     """Let the pair's layer hold the binding, so that it lives as long as the model."""
     pair.layer.__dict__.setdefault(_BINDINGS, {})[pair.adapter] = binding
+
+
+def bindings_of(layer: nn.Module) -> dict[str, Binding]:
+    """Return a layer's bindings by adapter name; those whose adapter was deleted are forgotten here."""
+    bindings: dict[str, Binding] = getattr(layer, _BINDINGS, {})
+    for adapter in [name for name in bindings if name not in adapters_of(layer)]:
+        bindings.pop(adapter).release()
+    return bindings
 
 
 class _Hook:

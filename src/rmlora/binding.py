@@ -19,7 +19,7 @@ from rmlora.optimizers import (
     live_optimizers,
     read_counters,
     read_state,
-    refuse_flattened,
+    refuse_foreign_parameters,
     write_counters,
     write_state,
 )
@@ -78,7 +78,7 @@ class Binding(LiveAdapter):
         optimizer = getattr(optimizer, "optimizer", optimizer)
         groups = self._held(optimizer)
         if not groups:
-            refuse_flattened(optimizer)
+            refuse_foreign_parameters(self.pairs)
             raise AttachError(
                 "the optimizer given holds none of the adapter's factors; build it from model.parameters()"
             )
@@ -136,13 +136,12 @@ class Binding(LiveAdapter):
         self._in_step = None
         groups = self._held(optimizer)
         if not groups:
-            refuse_flattened(optimizer)
             return arguments
         self._in_step = optimizer
         if is_phantom_step(optimizer, groups, self.pairs) or _found_inf(optimizer):
             return arguments
         self._agree(optimizer)
-        self.prepare()
+        self._regroup()
         self._in_step = OneStep(
             optimizer=optimizer,
             method=self.method,
@@ -182,7 +181,7 @@ class Binding(LiveAdapter):
         ):
             raise StateError(
                 f"the optimizer resumes at step {counters[0]} (seed {counters[1]}), but the masks of this step were "
-                f"drawn for step {self.step} (seed {self.seed}); pass it to rmlora.attach(..., optimizer=optimizer)"
+                f"drawn for step {self.step} (seed {self.seed}); call handle.bind(optimizer) before the forward pass"
             )
         self.bind(optimizer)
 

@@ -35,7 +35,7 @@ class Gate:
     def enter(self, module: nn.Module, x: Tensor) -> Tensor:
         """Apply `inputs` in front of A."""
         adapter = self.adapter
-        if not adapter.located and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not adapter.located and torch.is_grad_enabled():
             adapter.locate()
         if self.side == "A" and "inputs" in adapter.forward_hooks:
             state, ctx = adapter.forward_state(self.pair, module)
@@ -46,6 +46,8 @@ class Gate:
         """Return the weight such that only kept directions receive its gradient; its value is unchanged."""
         if self.kept is None or not torch.is_grad_enabled() or not weight.requires_grad:
             return weight
+        if self.kept.device != weight.device:
+            self.adapter.prepare()
         shape = [1] * weight.dim()
         shape[0 if self.side == "A" else 1] = -1
         return torch.where(self.kept.view(shape), weight, weight.detach())

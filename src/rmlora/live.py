@@ -143,6 +143,7 @@ class LiveAdapter:
         for stack in self.stacks:
             self._show_mask(stack, None)
         self._identity = identity
+        self.prepare()
 
     def _partition(self, pair: Pair) -> Hashable:
         return can_gate(pair), self.method.partition(pair.name)

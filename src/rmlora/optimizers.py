@@ -46,10 +46,11 @@ def is_phantom_step(optimizer: Optimizer, groups: Sequence[Group], pairs: Sequen
     `torch.distributed.checkpoint`'s `get_optimizer_state_dict` steps once with zero gradients at learning rate 0. A
     warm-up that starts at learning rate 0 has gradients.
     """
-    if any(float(group["lr"]) != 0.0 for group in groups):
-        return False
     parameters = [p for pair in pairs for p in pair.parameters]
+    # In this order, so that a learning rate kept on the device is read at the first step only.
     if any(optimizer.state.get(p) for p in parameters):
+        return False
+    if any(float(group["lr"]) != 0.0 for group in groups):
         return False
     return not any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
@@ -60,17 +61,6 @@ def refuse_foreign_parameters(pairs: Sequence[Pair]) -> None:
         for parameter in pair.parameters:
             if reason := _foreign(parameter):
                 raise AttachError(f"{pair.name}: {reason}")
-
-
-def refuse_flattened(optimizer: Optimizer) -> None:
-    """Raise when an optimizer holds FSDP1's flattened parameters, in which pairs cannot be found."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if type(parameter).__name__ == "FlatParameter":
-                raise AttachError(
-                    "the optimizer holds FSDP1's flattened parameters, so directions cannot be told apart; "
-                    "use DDP, or leave the adapter unsharded"
-                )
 
 
 def _foreign(parameter: Tensor) -> str | None:

@@ -204,16 +204,16 @@ def find_pairs(model: nn.Module, adapter_name: str | None = None) -> tuple[Pair,
             adapter does not exist, or its layers cannot be treated as pairs (`target_parameters`,
             grouped convolutions).
     """
-    layers = {name: module for name, module in model.named_modules() if _adapters(module)}
+    layers = {name: module for name, module in model.named_modules() if adapters_of(module)}
     if not layers:
         raise AttachError(_nothing_found(model))
     adapter = adapter_name or _only_active(layers.values())
-    known = sorted({name for layer in layers.values() for name in _adapters(layer)})
+    known = sorted({name for layer in layers.values() for name in adapters_of(layer)})
     if adapter not in known:
         raise AttachError(f'no LoRA adapter "{adapter}" on this model; it has {known}')
     pairs: dict[tuple[int, int], Pair] = {}
     for name, layer in layers.items():
-        if adapter in _adapters(layer):
+        if adapter in adapters_of(layer):
             pair = make_pair(stable_name(name), layer, adapter)
             A, B = pair.parameters
             pairs.setdefault((id(A), id(B)), pair)
@@ -238,8 +238,8 @@ def make_pair(name: str, layer: nn.Module, adapter: str) -> Pair:
     return pair
 
 
-def _adapters(module: nn.Module) -> set[str]:
-    """Names of the adapters whose A and B this module holds as LoRA does."""
+def adapters_of(module: nn.Module) -> set[str]:
+    """Return the names of the adapters whose A and B this module holds as LoRA does."""
     names: set[str] = set()
     factors = getattr(module, "lora_A", None)
     if isinstance(factors, nn.ModuleDict):
@@ -251,7 +251,7 @@ def _adapters(module: nn.Module) -> set[str]:
 
 
 def _only_active(layers: Iterable[nn.Module]) -> str:
-    active: set[str] = {name for layer in layers for name in layer.active_adapters if name in _adapters(layer)}  # type: ignore[union-attr]
+    active: set[str] = {name for layer in layers for name in layer.active_adapters if name in adapters_of(layer)}  # type: ignore[union-attr]
     if len(active) != 1:
         raise AttachError(f"{len(active)} LoRA adapters are active ({sorted(active)}); name one with adapter_name=")
     return active.pop()

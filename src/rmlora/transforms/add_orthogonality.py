@@ -61,6 +61,8 @@ def add_orthogonality(
     """
     _check("norm", norm, Norm)
     _check("gram", gram, Gram)
+    if isinstance(weight, Tensor):
+        weight = weight.to(factors.A.device)
     A = _penalty_gradient(factors.A, norm, gram)
     B = _penalty_gradient(factors.B.mT, norm, gram).mT
     return Factors(grads.A + (weight * A).to(grads.A.dtype), grads.B + (weight * B).to(grads.B.dtype))
