@@ -73,7 +73,9 @@ class OneStep:
         late = any(k is not None and self.ungated[i] for k, (i, _) in zip(kept, self.active.rows, strict=True))
         if not late and "grads" not in self.method.hooks():
             return
-        grads: Sequence[Factors] = [mask_factors(g, k) for g, k in zip(self.active.gradients(), kept, strict=True)]
+        grads: Sequence[Factors] = self.active.gradients()
+        if late:
+            grads = [mask_factors(g, k) for g, k in zip(grads, kept, strict=True)]
         with torch.autocast(self.active.stacks[0].keys.device.type, enabled=False):
             part = self.active.take_state(self.state)
             grads, part = self.method.grads(part, self.active.stacks, grads, self._context())

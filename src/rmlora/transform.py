@@ -160,6 +160,6 @@ def mask_factors(grads: Factors, kept: Kept | None) -> Factors:
     if kept is None:
         return grads
     return Factors(
-        torch.where(kept.A.unsqueeze(2), grads.A, torch.zeros_like(grads.A)),
-        torch.where(kept.B.unsqueeze(1), grads.B, torch.zeros_like(grads.B)),
+        torch.where(kept.A.unsqueeze(2), grads.A, 0.0),
+        torch.where(kept.B.unsqueeze(1), grads.B, 0.0),
     )

@@ -63,24 +63,26 @@ def add_orthogonality(
     _check("gram", gram, Gram)
     if isinstance(weight, Tensor):
         weight = weight.to(factors.A.device)
-    A = _penalty_gradient(factors.A, norm, gram)
-    B = _penalty_gradient(factors.B.mT, norm, gram).mT
-    return Factors(grads.A + (weight * A).to(grads.A.dtype), grads.B + (weight * B).to(grads.B.dtype))
+    A = factors.A.to(torch.promote_types(factors.A.dtype, torch.float32))
+    B = factors.B.to(A.dtype)
+    # The r x r factor is scaled, not the large product, and product and sum are one kernel.
+    pull_A = weight * _pull(A @ A.mT, norm, gram)
+    pull_B = weight * _pull(B.mT @ B, norm, gram)
+    return Factors(
+        torch.baddbmm(grads.A.to(A.dtype), pull_A, A).to(grads.A.dtype),
+        torch.baddbmm(grads.B.to(A.dtype), B, pull_B).to(grads.B.dtype),
+    )
 
 
-def _penalty_gradient(rows: Tensor, norm: Norm, gram: Gram) -> Tensor:
-    """Gradient of ||X X^T - I||_F^2, or of its root, for X = `rows` `(n, r, d)`."""
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    residual = rows @ rows.mT
-    if gram == "off_diagonal":
-        residual.diagonal(dim1=-2, dim2=-1).zero_()
-    else:
-        residual.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+def _pull(gram_RR: Tensor, norm: Norm, gram: Gram) -> Tensor:
+    """The symmetric `(n, r, r)` factor that a matrix is multiplied by to give the penalty's gradient."""
+    diagonal = gram_RR.diagonal(dim1=-2, dim2=-1)
+    diagonal.copy_(torch.zeros_like(diagonal) if gram == "off_diagonal" else diagonal - 1.0)
     if norm == "squared":
-        return 4.0 * (residual @ rows)
-    length = residual.norm(dim=(-2, -1), keepdim=True)
+        return 4.0 * gram_RR
+    length = gram_RR.norm(dim=(-2, -1), keepdim=True)
     # At exact orthonormality the norm has a kink; 0 is the subgradient autograd gives there, too.
-    return torch.where(length > 0, 2.0 * (residual @ rows) / length, torch.zeros_like(rows))
+    return torch.where(length > 0, 2.0 * gram_RR / length, torch.zeros_like(gram_RR))
 
 
 @dataclass(frozen=True)
