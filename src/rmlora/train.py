@@ -23,6 +23,7 @@ from rmlora.run.record import RecordEpochs, best_row
 from rmlora.run.show import show_header, show_plan, show_result
 from rmlora.run.trainer import make_trainer, quieten
 from rmlora.run.weights import InitialAdapter, save_weights
+from rmlora.run.wording import say
 
 
 def train(
@@ -52,7 +53,7 @@ def train(
         config = complete(config)
         folder = RunFolder(Path(str(config.output)))
         if check_folder(folder, config, resume, overwrite):
-            console.print(f"The run in {folder.path} is finished; nothing to do.", highlight=False)
+            say(console, f"The run in {folder.path} is finished; nothing to do.")
             return dict(json.loads(folder.result.read_text(encoding="utf-8")))
         plan = make_plan(config)
         show_header(console, plan)
@@ -84,7 +85,7 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
     checkpoint = open_folder(folder, resume, overwrite)
     if resume:
         where = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no checkpoint yet"
-        console.print(f"Going on {where}.", highlight=False)
+        say(console, f"Going on {where}.")
     begun = time.monotonic()
     initial = InitialAdapter(plan)
     progress = ShowProgress(console, folder, plan.metric)
@@ -118,6 +119,7 @@ def _summarise(plan: Plan, folder: RunFolder, steps: int, seconds: float) -> dic
         "model": config.model,
         "method": config.method,
         "method_args": config.method_args,
+        "links": plan.links,
         "task": config.task,
         "seed": config.training.seed,
         "metric": plan.metric,

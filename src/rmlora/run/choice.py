@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def _remedy(name: str, method: Method) -> str:
     return nearest(name, list(method.knobs)) + f"; it has {', '.join(method.knobs) or 'none'}"
 
 
+def describe_links(transform: Any) -> list[dict[str, Any]]:
+    """Say what a method does in full: each link of its chain with all its values, defaults included.
+
+    Example:
+        >>> describe_links(METHODS["r-lora"].build(weight=1e-3))[0]["weight"]
+        0.001
+    """
+    links = []
+    for link in getattr(transform, "links", ()):
+        values = {field.name: getattr(link, field.name) for field in fields(link)}
+        plain = {k: v if isinstance(v, str | int | float | None) else repr(v) for k, v in values.items()}
+        links.append({"link": type(link).__name__, **plain})
+    return links
+
+
 def complete(config: RunConfig) -> RunConfig:
     """Fill in what depends on other settings: learning rate, alpha, output folder, an adapter's own settings.
 
@@ -67,7 +83,7 @@ def complete(config: RunConfig) -> RunConfig:
     if method.trains_base and config.init_adapter is not None:
         raise ConfigError(f"method {method.name} has no adapter, so init_adapter has nothing to start")
     lora = config.lora if config.init_adapter is None else _adapter_settings(config)
-    lora = lora.model_copy(update={"lora_alpha": float(alpha(lora))})
+    lora = lora.model_copy(update={"lora_alpha": alpha(lora)})
     lr = config.training.lr or DEFAULT_LR["full" if method.trains_base else "adapter"]
     training = config.training.model_copy(update={"lr": lr})
     if training.save == "best" and not training.save_every_epoch:

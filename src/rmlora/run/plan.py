@@ -15,7 +15,7 @@ from rmlora.config import RunConfig
 from rmlora.errors import ConfigError
 from rmlora.methods import Method
 from rmlora.pairs import Pair
-from rmlora.run.choice import choose_method
+from rmlora.run.choice import choose_method, describe_links
 from rmlora.tasks.data import TaskData, load_data
 from rmlora.tasks.metrics import choose_metric
 
@@ -58,6 +58,7 @@ class Plan:
         model: a PEFT model with the method attached, or the plain model of a method without adapter.
         processor: tokenizer or image processor.
         handle: what `attach` returned; None without an adapter.
+        links: what the method consists of, with every value.
         heads: modules trained whole.
         metric: decides the best epoch.
         counts: of parameters.
@@ -69,6 +70,7 @@ class Plan:
     model: Any
     processor: Any
     handle: Any
+    links: list[dict[str, Any]]
     heads: tuple[str, ...]
     metric: str
     counts: Counts
@@ -112,7 +114,18 @@ def make_plan(config: RunConfig) -> Plan:
     else:
         model = add_adapter(loaded, config)
         handle = attach(model, transform, seed=config.training.seed)
-    return Plan(config, method, data, model, loaded.processor, handle, loaded.heads, metric, count_parameters(model))
+    return Plan(
+        config=config,
+        method=method,
+        data=data,
+        model=model,
+        processor=loaded.processor,
+        handle=handle,
+        links=describe_links(transform),
+        heads=loaded.heads,
+        metric=metric,
+        counts=count_parameters(model),
+    )
 
 
 def check_device(config: RunConfig) -> None:

@@ -17,6 +17,7 @@ from rich.progress import (
 from transformers import TrainerCallback
 
 from rmlora.run.folder import RunFolder
+from rmlora.run.wording import duration, say
 
 
 class ShowProgress(TrainerCallback):  # type: ignore[misc]
@@ -64,7 +65,7 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         """Print the line of an epoch once its row is written."""
         rows = self.folder.rows() if state.is_world_process_zero else []
         for row in rows[self.shown :]:
-            self.console.print(epoch_line(row, self.metric, round(args.num_train_epochs)) + self._left(state))
+            say(self.console, epoch_line(row, self.metric, round(args.num_train_epochs)) + self._left(state))
         self.shown = max(self.shown, len(rows))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -105,18 +106,3 @@ def epoch_line(row: dict[str, Any], metric: str, epochs: int) -> str:
         f"epoch {row['epoch']}/{epochs}{running}  eval loss {row['eval_loss']:.4f}"
         f"  {metric} {row[f'eval_{metric}']:.4f}{gap}{rank}"
     )
-
-
-def duration(seconds: float) -> str:
-    """Write a time as people say it.
-
-    Example:
-        >>> duration(42.4), duration(200), duration(7300)
-        ('42 s', '3 min 20 s', '2 h 2 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

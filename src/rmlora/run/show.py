@@ -12,42 +12,43 @@ from rich.table import Table
 from rmlora.config_source import dump
 from rmlora.run.folder import RunFolder
 from rmlora.run.plan import Plan
-from rmlora.run.progress import duration
+from rmlora.run.wording import duration, say
 
 
 def show_header(console: Console, plan: Plan) -> None:
     """Print in three lines what is trained on what."""
-    config, counts = plan.config, plan.counts
-    console.print(f"[bold]{config.method}[/bold] on {config.model}: {plan.method.summary}", highlight=False)
-    console.print(
-        f"{len(plan.data.train)} examples to train on, {len(plan.data.eval)} held out "
-        f"(one of them is {100 / len(plan.data.eval):.2f} points)"
-        + (f"; the majority class scores {plan.data.majority:.4f}" if plan.data.majority else ""),
-        highlight=False,
+    config, counts, held_out = plan.config, plan.counts, len(plan.data.eval)
+    guess = f"; the commonest class scores {plan.data.majority:.4f}" if plan.data.majority else ""
+    say(console, f"{config.method} on {config.model}: {plan.method.summary}")
+    say(
+        console,
+        f"{len(plan.data.train)} examples to train on, {held_out} held out (one is {100 / held_out:.2f} points){guess}",
     )
-    console.print(
+    say(
+        console,
         f"{counts.trainable:,} trainable parameters ({counts.share:.2%} of the model), "
-        f"{plan.steps_per_epoch} steps an epoch, {config.training.epochs} epochs -> {config.output}",
-        highlight=False,
+        f"{plan.steps_per_epoch} steps an epoch, {config.training.epochs} epochs; output: {config.output}",
     )
 
 
 def show_plan(console: Console, plan: Plan) -> None:
     """Print all a run would do: settings, parameters, modules and steps."""
-    console.print("[bold]Settings[/bold]")
-    console.print(dump(plan.config).rstrip(), highlight=False, markup=False)
+    say(console, dump(plan.config))
     console.print(_parameters(plan))
     if plan.pairs:
         console.print(_modules(plan))
-    if plan.heads:
-        console.print(f"Trained and saved whole: {', '.join(plan.heads)}", highlight=False)
+        say(console, f"Trained and saved whole: {', '.join(plan.heads) or 'nothing'}")
+    for link in plan.links:
+        values = ", ".join(f"{name}={value}" for name, value in link.items() if name != "link")
+        say(console, f"Method {plan.method.name}: {link['link']}({values})")
     epochs = plan.config.training.epochs
-    console.print(
-        f"Steps: {plan.steps_per_epoch} an epoch, {plan.steps_per_epoch * epochs} in all "
-        f"({len(plan.data.train)} examples, {len(plan.data.eval)} held out; columns {', '.join(plan.data.columns)})",
-        highlight=False,
+    say(
+        console,
+        f"Data: {len(plan.data.train)} examples to train on, {len(plan.data.eval)} held out; "
+        f"columns {', '.join(plan.data.columns)}",
     )
-    console.print("Dry run: nothing was written.")
+    say(console, f"Steps: {plan.steps_per_epoch} an epoch, {plan.steps_per_epoch * epochs} in all")
+    say(console, "Dry run: nothing was written.")
 
 
 def show_result(console: Console, plan: Plan, result: dict[str, Any], folder: RunFolder) -> None:
@@ -68,9 +69,9 @@ def show_result(console: Console, plan: Plan, result: dict[str, Any], folder: Ru
         )
     console.print(table)
     saved = f"the {result['saved']} epoch's weights"
-    console.print(f"Done in {duration(result['seconds'])}. {folder.path} holds {saved}.", highlight=False)
+    say(console, f"Done in {duration(result['seconds'])}. {folder.path} holds {saved}.")
     for line in next_steps(plan, folder.path):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def next_steps(plan: Plan, path: Path) -> list[str]:
