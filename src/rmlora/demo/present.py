@@ -14,7 +14,7 @@ from rmlora.demo.recipe import BASELINE, Recipe
 from rmlora.demo.summary import Summary
 from rmlora.demo.verdict import verdict
 
-_COLUMNS = ("trained\nparams", "test accuracy\nmean +- sd", "train\n-test", "eff.\nrank", "dW\nexcess")
+_COLUMNS = ("trained\nparams", "test acc.\nmean +- sd", "train\n-test", "eff.\nrank", "dW\nexcess")
 
 
 def print_comparison(summaries: Sequence[Summary], digits: Digits, recipe: Recipe, console: Console) -> None:
@@ -34,7 +34,7 @@ def print_comparison(summaries: Sequence[Summary], digits: Digits, recipe: Recip
 
 def _table(summaries: Sequence[Summary]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("method", overflow="fold", vertical="bottom")
+    table.add_column("method", no_wrap=True, vertical="bottom")
     for header in _COLUMNS:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column(f"difference to\n{BASELINE} \\[95%]", justify="right", no_wrap=True)
@@ -71,8 +71,9 @@ def _legend(summaries: Sequence[Summary], digits: Digits, recipe: Recipe) -> str
         f"{recipe.shots} labelled examples of each of the digits 5 to 9, {len(digits.test)} test examples (one is "
         f"{digits.points_per_example:.2f} points), last step of {recipe.num_steps}, n = {seeds} "
         f"seed{'s' if seeds > 1 else ''}. Within a seed every method has the same examples, order and initial adapter, "
-        "so differences are paired; the interval is a t interval over seeds. full: every weight learns. 2 of 4: two of four directions learn at a "
-        "step, drawn anew each time. train-test: points of overfitting. "
+        "so differences are paired; the interval is a t interval over seeds. Learning rates were chosen for each line "
+        "alike, on other seeds and without the test set. full: every weight learns. 2 of 4: two of four directions "
+        "learn at a step, drawn anew each time. train-test: points of overfitting. "
         "eff. rank: effective rank of dW, mean over modules. "
         "dW excess: ||dW dW^T - I||_F^2 above its floor, mean over modules; r for dW = 0, 0 for an orthonormal dW."
     )
