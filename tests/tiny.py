@@ -34,55 +34,49 @@ DEBERTA_PROJECTIONS = [
 ]
 
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
+TEXT = {"vocab_size": VOCABULARY, "max_position_embeddings": 32}
+ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+
+
 def gpt2(**changes: Any) -> nn.Module:
     """GPT-2, whose projections are transformers' `Conv1D`."""
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": VOCABULARY}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=1, **changes))
+    return GPT2LMHeadModel(GPT2Config(**(sizes | ENDS | changes)))
 
 
 def deberta(**changes: Any) -> nn.Module:
     """DeBERTa-v2 for sequences, with the relative attention of v3."""
-    config = DebertaV2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        relative_attention=True,
-        position_buckets=4,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        type_vocab_size=0,
-        pooler_hidden_size=16,
-        num_labels=LABELS,
-        **changes,
-    )
-    return DebertaV2ForSequenceClassification(config)
+    attention = {
+        "relative_attention": True,
+        "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    }
+    sizes = SMALL | TEXT | {"num_attention_heads": 2, "pooler_hidden_size": 16, "num_labels": LABELS}
+    return DebertaV2ForSequenceClassification(DebertaV2Config(**(sizes | attention | changes)))
 
 
 def vit(**changes: Any) -> nn.Module:
     """ViT for 8 x 8 grey images, four patches each."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     images = {"image_size": 8, "patch_size": 4, "num_channels": 1}
-    return ViTForImageClassification(ViTConfig(**sizes, **images, num_labels=LABELS, **changes))
+    sizes = SMALL | {"num_attention_heads": 2, "num_labels": LABELS}
+    return ViTForImageClassification(ViTConfig(**(sizes | images | changes)))
 
 
 def llama(**changes: Any) -> nn.Module:
     """Llama, with fewer key heads than query heads."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "vocab_size": VOCABULARY}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
-    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    return LlamaForCausalLM(LlamaConfig(**(sizes | heads | tokens | changes)))
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**(SMALL | TEXT | ENDS | heads | changes)))
 
 
 def bert(**changes: Any) -> nn.Module:
     """BERT for sequences."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    text = {"vocab_size": VOCABULARY, "max_position_embeddings": 32}
-    return BertForSequenceClassification(BertConfig(**sizes, **text, num_labels=LABELS, **changes))
+    sizes = SMALL | TEXT | {"num_attention_heads": 2, "num_labels": LABELS}
+    return BertForSequenceClassification(BertConfig(**(sizes | changes)))
 
 
 def text_batch(size: int, seed: int = 0) -> dict[str, torch.Tensor]:
