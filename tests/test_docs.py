@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -202,3 +203,30 @@ def test_the_cards_tables_of_presets_are_the_programs() -> None:
             told = [ast.literal_eval(code_in(cell)) for cell in row[1:]]
             assert told == [getattr(preset, field) for preset in PRESETS.values()], f"{shown(path)}: {field}"
     assert any(table[0][1:] == list(PRESETS) for table in tables(ROOT / "docs" / "methods" / "rm-lora.md"))
+
+
+def settings_table() -> str:
+    """Every setting of a run: dotted name, default, meaning."""
+    from pydantic import BaseModel
+
+    from rmlora.config import RunConfig
+
+    def rows(section: type[BaseModel], prefix: str) -> list[str]:
+        found = []
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                found += rows(field.annotation, f"{prefix}{name}.")
+            else:
+                default = json.dumps(field.get_default(call_default_factory=True), default=str)
+                given = "required" if field.is_required() else f"`{default}`"
+                meaning = str(field.description).replace("<", "&lt;").replace("|", "or")
+                found.append(f"| `{prefix}{name}` | {given} | {meaning} |\n")
+        return found
+
+    return "".join(rows(RunConfig, ""))
+
+
+def test_the_table_of_settings_is_the_programs() -> None:
+    table = settings_table()
+    told = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert table in told, f"the table in docs/configuration.md must be:\n{table}"
