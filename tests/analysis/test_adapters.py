@@ -6,7 +6,6 @@ import math
 import peft
 import pytest
 import torch
-from adapter_models import Zoo, adapt, full_updates
 from peft import AdaLoraConfig, LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
@@ -15,6 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from rmlora.analysis.adapters import inspect_adapter
 from rmlora.analysis.stored import scale_of
+from tests.analysis.adapter_models import Zoo, adapt, full_updates
 
 LINEAR = ["query", "value"]
 

@@ -4,7 +4,6 @@ import io
 
 import pytest
 import torch
-from adapter_models import Zoo, adapt
 from peft import LoraConfig
 from PIL import Image
 from rich.console import Console
@@ -13,6 +12,7 @@ from rmlora.analysis.adapters import inspect_adapter
 from rmlora.analysis.names import lay_out, without_common_start
 from rmlora.analysis.present import plot_report, print_report
 from rmlora.errors import RmloraError
+from tests.analysis.adapter_models import Zoo, adapt
 
 ALL = ["query", "value", "words", "head"]
 
