@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from rmlora.errors import AttachError
 
@@ -93,7 +94,10 @@ class Pair:
     @property
     def calls_modules(self) -> bool:
         """Whether the forward pass calls modules for A and B, rather than reading the parameters."""
-        return bool(self.factor_modules) and not isinstance(self.layer, MultiheadAttention)
+        # The second is the output projection inside `nn.MultiheadAttention`, whose own forward is never called.
+        layers = self.layer, self.layer.get_base_layer()  # type: ignore[operator]
+        uncalled = MultiheadAttention, NonDynamicallyQuantizableLinear
+        return bool(self.factor_modules) and not any(isinstance(layer, uncalled) for layer in layers)
 
     @property
     def variant(self) -> str | None:

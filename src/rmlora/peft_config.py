@@ -18,7 +18,7 @@ from rmlora.attach import remember
 from rmlora.binding import Binding
 from rmlora.errors import AttachError, StateError
 from rmlora.methods import rm_lora
-from rmlora.pairs import make_pair, stable_name
+from rmlora.pairs import adapters_of, make_pair, stable_name
 from rmlora.saving import warn_if_idle
 
 CONFIG_FILE = "rmlora_config.json"
@@ -80,18 +80,21 @@ class RMLoraConfig(LoraConfig):  # type: ignore[misc]
             self._register_custom_module(dict.fromkeys(_layer_types(), self._make_layer))
 
     def _make_layer(self, target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> nn.Module:
-        """Let PEFT make the layer it would have made, and take its pair."""
+        """Let PEFT make the layer it would have made, and take its pair (attention has two, one inside)."""
         plain = copy.copy(self)
         plain.__class__ = LoraConfig
         plain._custom_modules = None
         layer: nn.Module = LoraModel._create_new_module(plain, adapter_name, target, **kwargs)
         self.fan_in_fan_out: bool = plain.fan_in_fan_out
-        pair = make_pair(stable_name(kwargs.get("target_name", "")), layer, adapter_name)
+        name = stable_name(kwargs.get("target_name", ""))
+        inside = [(".".join(filter(None, (name, path))), module) for path, module in layer.named_modules()]
+        pairs = [make_pair(path, module, adapter_name) for path, module in inside if adapters_of(module)]
         if adapter_name not in self._bindings:
             method = rm_lora(self.weight, self.directions, preset=self.preset)  # type: ignore[arg-type]
             self._bindings[adapter_name] = Binding(method, adapter_name, self.seed)
-        self._bindings[adapter_name].add([pair])
-        remember(pair, self._bindings[adapter_name])
+        self._bindings[adapter_name].add(pairs)
+        for pair in pairs:
+            remember(pair, self._bindings[adapter_name])
         self.is_copy = True
         return layer
 
