@@ -35,9 +35,14 @@ def add_adapter(loaded: Loaded, config: RunConfig) -> Any:
             "adapter could carry them; use method=full, or a complete checkpoint"
         )
     if config.init_adapter is not None:
-        check_fits(Path(config.init_adapter), loaded.model, config.model)
+        check_fits(Path(config.init_adapter), loaded, config.model)
         return peft.PeftModel.from_pretrained(loaded.model, config.init_adapter, is_trainable=True)
-    return peft.get_peft_model(loaded.model, lora_config(loaded, config))
+    try:
+        return peft.get_peft_model(loaded.model, lora_config(loaded, config))
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"PEFT refuses the lora settings: {' '.join(str(error).split())[:300]}") from error
 
 
 def lora_config(loaded: Loaded, config: RunConfig) -> Any:
@@ -121,12 +126,12 @@ def target_modules(loaded: Loaded, settings: LoraSettings) -> list[str]:
     return found
 
 
-def check_fits(folder: Path, model: nn.Module, model_name: str) -> None:
-    """Refuse an adapter whose modules or shapes are not those of the model.
+def check_fits(folder: Path, loaded: Loaded, model_name: str) -> None:
+    """Refuse an adapter whose modules or shapes are not those of the model, or that lacks the head it needs.
 
     Args:
         folder: of the adapter.
-        model: without any adapter.
+        loaded: the model, without any adapter.
         model_name: for the message.
 
     Raises:
@@ -137,8 +142,15 @@ def check_fits(folder: Path, model: nn.Module, model_name: str) -> None:
     adapter = open_adapter(folder)
     if adapter.peft_type != "LORA":
         raise AdapterError(f'"{folder}" is a {adapter.peft_type} adapter; init_adapter takes plain LoRA')
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in loaded.model.named_parameters()}
     base = adapter.config.get("base_model_name_or_path")
+    keys = [key.removeprefix("base_model.model.") for key in adapter.keys]
+    lacking = [head for head in loaded.fresh if not any(_is_within(key, head) for key in keys)]
+    if lacking:
+        raise AdapterError(
+            f'adapter "{folder}" has no "{lacking[0]}", which "{model_name}" has no weights for either: it was '
+            "trained for another kind of task"
+        )
     for key, tensor in adapter.tensors(adapter.keys).items():
         problem = _misfit(key.removeprefix("base_model.model."), tuple(tensor.shape), shapes)
         if problem is not None:

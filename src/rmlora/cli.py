@@ -23,6 +23,8 @@ app = typer.Typer(
 # Typer's own usage errors share this ancestor, wherever a version of it keeps click.
 _USAGE_ERROR: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+_INTERRUPTED = 130
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line: the one place where an error becomes one line and an exit code.
@@ -41,8 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     except _USAGE_ERROR as error:
         _fail(f"{error.format_message()} (see rmlora --help)")
     except (KeyboardInterrupt, typer.Abort):
-        print(_interrupted(words), file=sys.stderr)
-        raise SystemExit(130) from None
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code, its older versions raise
+        print(_after_interrupt(words), file=sys.stderr)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
@@ -51,7 +54,7 @@ def _fail(message: str) -> None:
     raise SystemExit(2)
 
 
-def _interrupted(words: list[str]) -> str:
+def _after_interrupt(words: list[str]) -> str:
     if words[:1] != ["train"]:
         return "interrupted"
     again = " ".join(w for w in words if w not in ("--resume", "--overwrite"))

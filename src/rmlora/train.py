@@ -22,7 +22,7 @@ from rmlora.run.progress import ShowProgress
 from rmlora.run.record import RecordEpochs, best_row
 from rmlora.run.show import show_header, show_plan, show_result
 from rmlora.run.trainer import make_trainer, quieten
-from rmlora.run.weights import InitialAdapter, save_weights
+from rmlora.run.weights import initial_factors, save_weights
 from rmlora.run.wording import say
 
 
@@ -87,9 +87,9 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         where = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no checkpoint yet"
         say(console, f"Going on {where}.")
     begun = time.monotonic()
-    initial = InitialAdapter(plan)
+    initial = initial_factors(plan)
     progress = ShowProgress(console, folder, plan.metric)
-    trainer = make_trainer(plan, folder.checkpoints, [RecordEpochs(folder, plan.metric, plan.pairs), progress])
+    trainer = make_trainer(plan, [RecordEpochs(folder, plan.metric, plan.pairs), progress])
     is_writer = trainer.is_world_process_zero()
     environment = describe_environment(plan.config.model, plan.model, plan.data.files)
     if is_writer:

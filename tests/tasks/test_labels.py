@@ -60,11 +60,11 @@ def test_labels_unseen_in_training_are_refused_by_row() -> None:
 def test_class_names_must_match_their_number() -> None:
     with pytest.raises(DataError, match="num_labels is 3, but there are 2"):
         find_classes(table(0, 1), "label", num_labels=3, names=["a", "b"])
-    with pytest.raises(DataError, match="label 1 is out of range 0..0|only one class"):
+    with pytest.raises(DataError, match="only one class"):
         find_classes(table(0, 1), "label", names=["a"])
 
 
 @pytest.mark.parametrize("value", ["high", None, float("nan"), float("inf"), [1.0]])
 def test_a_regression_needs_numbers(value: object) -> None:
-    with pytest.raises(DataError, match="row 2: .*(is not a number|holds no label)"):
+    with pytest.raises(DataError, match=r"row 2: .*(is not a number|holds no label)"):
         to_numbers(table(1.5, value), "label")

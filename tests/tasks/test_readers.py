@@ -148,7 +148,9 @@ def test_a_local_folder_reads_like_a_hub_data_set(tmp_path: Path, monkeypatch: p
         read_hub(str(data), "train", "tost")
 
 
-def test_an_unknown_hub_data_set_is_one_line(tmp_path: Path) -> None:
+def test_an_unknown_hub_data_set_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match='cannot load data set "nobody/nothing"') as caught:
         read_hub("nobody/nothing", "train", None)
     assert "\n" not in str(caught.value)

@@ -111,7 +111,7 @@ def _adapter_settings(config: RunConfig) -> LoraSettings:
 
 def _output_name(config: RunConfig, method: Method) -> str:
     source = config.data.dataset or config.data.train or "data"
-    path = Path(source)
+    path = Path(source).expanduser().resolve()
     generic = ("train", "training", "data", "subset")
     data = path.parent.name if path.stem in generic and path.parent.name else path.stem
     if config.data.dataset is not None:

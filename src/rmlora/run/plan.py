@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from rmlora.config import RunConfig
 from rmlora.errors import ConfigError
 from rmlora.methods import Method
 from rmlora.pairs import Pair
+from rmlora.run.arguments import training_arguments
 from rmlora.run.choice import choose_method, describe_links
+from rmlora.run.folder import RunFolder
 from rmlora.tasks.data import TaskData, load_data
 from rmlora.tasks.metrics import choose_metric
 
@@ -62,6 +65,7 @@ class Plan:
         heads: modules trained whole.
         metric: decides the best epoch.
         counts: of parameters.
+        arguments: of the HF Trainer.
     """
 
     config: RunConfig
@@ -74,6 +78,7 @@ class Plan:
     heads: tuple[str, ...]
     metric: str
     counts: Counts
+    arguments: Any
 
     @property
     def pairs(self) -> Sequence[Pair]:
@@ -107,6 +112,7 @@ def make_plan(config: RunConfig) -> Plan:
     data = load_data(config.data, config.task, config.training.seed)
     num_labels = 1 if data.classes is None else len(data.classes)
     metric = choose_metric(config.training.metric, config.task, num_labels)
+    arguments = training_arguments(config, RunFolder(Path(str(config.output))), metric)
     _seed(config.training.seed)
     loaded = load_model(config, data)
     if method.trains_base:
@@ -125,6 +131,7 @@ def make_plan(config: RunConfig) -> Plan:
         heads=loaded.heads,
         metric=metric,
         counts=count_parameters(model),
+        arguments=arguments,
     )
 
 

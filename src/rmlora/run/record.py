@@ -43,9 +43,10 @@ class RecordEpochs(TrainerCallback):  # type: ignore[misc]
                     self.pending[f"{part}_{short}"] = value
         if "eval_loss" not in self.pending:
             return
-        row = make_row(state, self.pending, self.metric) | measure_adapter(self.pairs)
+        row = make_row(state, self.pending, self.metric)
         self.pending = {}
         refuse_nan(row)
+        row |= measure_adapter(self.pairs)
         if state.is_world_process_zero:
             self.folder.write_rows([*self.folder.rows(), row])
 

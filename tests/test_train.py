@@ -1,0 +1,278 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rmlora.config_source import parse_yaml, resolve
+from rmlora.errors import ConfigError, RmloraError, StateError
+from rmlora.run.record import RecordEpochs
+from rmlora.train import train
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return runs.save_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter_model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_everything_that_is_known_about_it(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    output = tmp_path / "run"
+    train(resolve(runs.settings(bert, files, output, method="rm-lora", method_args={"weight": 1e-3, "directions": 2})))
+    assert {p.name for p in output.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+        "checkpoints",
+        "config.yaml",
+        "curves.png",
+        "environment.json",
+        "metrics.jsonl",
+        "result.json",
+    }
+    result = json.loads((output / "result.json").read_text())
+    measured = rows(output)
+    assert result["last"] == measured[-1]
+    assert result["best"] == max(measured, key=lambda row: row["eval_accuracy"])
+    assert [row["epoch"] for row in measured] == [1, 2]
+    for row in measured:
+        assert row["gap"] == row["train_accuracy"] - row["eval_accuracy"]
+        assert row["loss_gap"] == row["eval_loss"] - row["train_loss"]
+        assert 1 <= row["effective_rank"] <= 4
+        assert row["penalty"] > 0
+    assert result["parameters"]["trainable"] == result["parameters"]["adapter"] + 2 * 32 + 2
+    assert [link["link"] for link in result["links"]] == ["AddOrthogonality", "MaskDirections"]
+    assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_environment_tells_what_went_in(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    import hashlib
+
+    output = tmp_path / "run"
+    train(resolve(runs.settings(bert, files, output, training={"epochs": 1})))
+    environment = json.loads((output / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    stored = hashlib.sha256((bert / "model.safetensors").read_bytes()).hexdigest()
+    assert environment["model"]["files"]["model.safetensors"] == stored
+    assert environment["data"][str(files[0])] == hashlib.sha256(files[0].read_bytes()).hexdigest()
+
+
+def test_the_card_is_readable_by_a_hub(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    output = tmp_path / "run"
+    result = train(resolve(runs.settings(bert, files, output, training={"epochs": 1})))
+    _, front, text = (output / "README.md").read_text().split("---\n", 2)
+    card = parse_yaml(front, "card")
+    assert (card["base_model"], card["library_name"]) == (str(bert), "peft")
+    assert {"rmlora", "rm-lora", "lora"} <= set(card["tags"])
+    assert f"{result['best']['eval_accuracy']:.4f}" in text
+
+
+def loss_in_plain_peft(bert: Path, output: Path) -> float:
+    """The loss on the training pairs, computed by PEFT from the published base and the saved adapter."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2)
+    model = PeftModel.from_pretrained(base, output).eval()
+    texts = [[row[name] for row in runs.pairs(40)] for name in ("sentence1", "sentence2")]
+    labels = torch.tensor([row["label"] for row in runs.pairs(40)])
+    with torch.no_grad():
+        logits = model(**AutoTokenizer.from_pretrained(bert)(*texts, padding=True, return_tensors="pt")).logits
+    return float(torch.nn.functional.cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize(
+    ("lora", "r"),
+    [
+        ({}, 4),
+        ({"init_lora_weights": "orthogonal"}, 4),
+        ({"init_lora_weights": "pissa"}, 8),
+        ({"init_lora_weights": "olora", "use_rslora": True}, 8),
+        ({"init_lora_weights": "pissa", "use_dora": True}, 8),
+    ],
+    ids=["plain", "orthogonal", "pissa", "olora, rslora", "pissa, dora"],
+)
+def test_what_is_saved_is_plain_peft_for_the_published_base(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path], lora: dict, r: int
+) -> None:
+    changes = {"lora": lora, "data": {"eval": str(files[0])}, "training": {"lr": 1e-2}}
+    result = train(resolve(runs.settings(bert, files, tmp_path / "run", **changes)))
+    assert loss_in_plain_peft(bert, tmp_path / "run") == pytest.approx(result["last"]["eval_loss"], abs=1e-5)
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["r"] == r
+
+
+class StopError(Exception):
+    """Ctrl-C, but catchable by this test alone."""
+
+
+def stop_in_second_epoch(self: RecordEpochs, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    if state.global_step == 7:
+        raise StopError
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method_args": {"directions": 2}, "lora": {"lora_dropout": 0.1}},
+        {"method_args": {"policy": "state"}, "training": {"group_by_length": True}},
+        {"method": "lora", "training": {"gradient_accumulation_steps": 2, "num_workers": 1}},
+        {"method": "full", "training": {"lr_scheduler": "cosine"}},
+    ],
+    ids=["rm-lora", "state", "accumulation", "full"],
+)
+def test_a_resumed_run_equals_one_never_interrupted(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path], changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {**changes, "training": {"epochs": 3, "lr": 1e-2} | changes.get("training", {})}
+    whole, broken = (resolve(runs.settings(bert, files, tmp_path / name, **changes)) for name in ("whole", "broken"))
+    train(whole)
+    name = "model.safetensors" if whole.method == "full" else "adapter_model.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordEpochs, "on_step_end", stop_in_second_epoch, raising=False)
+        with pytest.raises(StopError):
+            train(broken)
+    assert len(rows(tmp_path / "broken")) == (2 if "accumulation" in str(changes) else 1)
+    assert not (tmp_path / "broken" / name).exists()
+    assert not (tmp_path / "broken" / "result.json").exists()
+    train(broken, resume=True)
+    assert (tmp_path / "broken" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    assert equal(load_file(tmp_path / "broken" / name), load_file(tmp_path / "whole" / name))
+
+
+def test_resume_cuts_metrics_back_to_its_checkpoint(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    config = resolve(runs.settings(bert, files, output))
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordEpochs, "on_step_end", stop_in_second_epoch, raising=False)
+        with pytest.raises(StopError):
+            train(config)
+    with (output / "metrics.jsonl").open("a") as file:  # as if killed between the second row and its checkpoint
+        file.write(json.dumps(rows(output)[0] | {"epoch": 2, "step": 10, "eval_loss": 99.0}) + "\n" + '{"epoch": 3')
+    (output / "checkpoints" / "checkpoint-10").mkdir()  # begun, never finished
+    train(config, resume=True)
+    assert [row["epoch"] for row in rows(output)] == [1, 2]
+    assert rows(output)[1]["eval_loss"] < 99
+
+
+def test_resume_without_a_checkpoint_begins_and_of_a_finished_run_does_nothing(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path]
+) -> None:
+    config = resolve(runs.settings(bert, files, tmp_path / "run", training={"epochs": 1}))
+    first = train(config, resume=True)
+    before = (tmp_path / "run" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert train(config, resume=True) == first
+    assert (tmp_path / "run" / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_folder_in_use_is_refused_unless_asked(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    output = tmp_path / "run"
+    config = resolve(runs.settings(bert, files, output, training={"epochs": 1}))
+    train(config)
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="finished run; give --overwrite"):
+        train(config)
+    changed = resolve(runs.settings(bert, files, output, training={"epochs": 1, "lr": 0.5}))
+    with pytest.raises(StateError, match=r"training.lr was 0.001 and is now 0.5"):
+        train(changed, resume=True)
+    full = resolve(runs.settings(bert, files, output, training={"epochs": 1}, method="full"))
+    train(full, overwrite=True)
+    assert not (output / "adapter_model.safetensors").exists()
+    assert (output / "model.safetensors").exists()
+    assert (output / "notes.txt").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no rmlora run"):
+        train(resolve(runs.settings(bert, files, tmp_path / "other")), overwrite=True)
+
+
+def test_best_keeps_the_best_epochs_weights(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    # at this learning rate the last epoch is not the best one
+    changes = {"epochs": 4, "lr": 0.05, "lr_scheduler": "constant", "save": "best", "max_grad_norm": 0}
+    result = train(resolve(runs.settings(bert, files, tmp_path / "best", training=changes)))
+    assert result["best"]["epoch"] < result["last"]["epoch"]
+    short = changes | {"epochs": result["best"]["epoch"], "save": "last"}
+    train(resolve(runs.settings(bert, files, tmp_path / "last", training=short)))
+    assert equal(weights(tmp_path / "best"), weights(tmp_path / "last"))
+
+
+def test_training_that_diverges_stops_and_says_so(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    changes = {"lr": 1e30, "max_grad_norm": 0, "lr_scheduler": "constant"}
+    with pytest.raises(RmloraError, match=r"is nan after epoch 1: training diverged; lower training.lr"):
+        train(resolve(runs.settings(bert, files, tmp_path / "run", training=changes)))
+
+
+def test_regression_learns_numbers(tmp_path: Path, bert: Path) -> None:
+    table = [row | {"label": 0.5 + row["label"]} for row in runs.pairs(40)]
+    files = (runs.write_jsonl(tmp_path / "a.jsonl", table), runs.write_jsonl(tmp_path / "b.jsonl", table[:12]))
+    changes = {"task": "text-regression", "training": {"epochs": 8, "lr": 1e-2}}
+    result = train(resolve(runs.settings(bert, files, tmp_path / "run", **changes)))
+    assert (result["metric"], result["majority"]) == ("pearson", None)
+    measured = rows(tmp_path / "run")
+    assert measured[-1]["train_loss"] < measured[0]["train_loss"]
+    assert {"eval_pearson", "eval_spearman"} <= measured[0].keys()
+
+
+def test_images_are_learnt_from_one_npz(tmp_path: Path) -> None:
+    model, data = runs.save_vit(tmp_path / "vit"), runs.save_digits(tmp_path / "d.npz")
+    settings = runs.settings(model, (data, data), tmp_path / "run", task="image-classification")
+    settings["training"] |= {"epochs": 6, "lr": 1e-2, "train_eval_examples": 0}
+    del settings["data"]["eval"]
+    result = train(resolve(settings))
+    assert result["last"]["eval_accuracy"] > result["majority"]
+    assert result["last"]["gap"] is None
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["task_type"] is None
+    assert {n.split(".")[2] for n in weights(tmp_path / "run")} == {"vit", "classifier"}
+
+
+def test_an_adapter_goes_on_where_it_was(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    train(resolve(runs.settings(bert, files, tmp_path / "first", lora={"r": 2})))
+    again = runs.settings(bert, files, tmp_path / "second", init_adapter=str(tmp_path / "first"))
+    again["training"] |= {"lr": 1e-30, "epochs": 1}
+    del again["lora"]
+    train(resolve(again))
+    assert equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    assert parse_yaml((tmp_path / "second" / "config.yaml").read_text(), "c")["lora"]["r"] == 2
+    with pytest.raises(ConfigError, match=r"lora.r is 4, but the adapter .*first has 2"):
+        train(resolve(again | {"lora": {"r": 4}}), overwrite=True)
+
+
+def test_a_seed_decides_everything(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(resolve(runs.settings(bert, files, tmp_path / name, training={"epochs": 1, "seed": seed})))
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_bf16_and_checkpointing_train(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    changes = {"epochs": 1, "precision": "bf16", "gradient_checkpointing": True}
+    result = train(resolve(runs.settings(bert, files, tmp_path / "run", training=changes)))
+    assert 0 < result["last"]["eval_loss"] < 5
+    assert all(w.dtype == torch.float32 for w in weights(tmp_path / "run").values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_fp16_on_a_cpu_is_refused(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        train(resolve(runs.settings(bert, files, tmp_path / "run", training={"precision": "fp16"})))
+    assert not (tmp_path / "run").exists()
