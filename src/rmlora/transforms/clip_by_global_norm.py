@@ -43,7 +43,8 @@ def clip_by_global_norm(grads: Sequence[Factors], max_norm: float | Tensor) -> l
 
 
 def _norm(grad: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
+    norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
+    return norm
 
 
 def _scale(grad: Tensor, factor: Tensor) -> Tensor:
