@@ -14,7 +14,10 @@ PACKAGE = ROOT / "src" / "rmlora"
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
-LONG_FUNCTIONS = {"src/rmlora/cli.py:train": "Typer reads the options off the signature"}
+LONG_FUNCTIONS = {
+    "src/rmlora/cli.py:train": "Typer reads the options off the signature",
+    "src/rmlora/run/arguments.py:training_arguments": "one line for each setting of the Trainer",
+}
 BANNED_WORDS = ("util", "helper", "manager")
 PRINTS = ("cli", "analysis.present", "demo")
 SEEDS = ("train", "demo", "cli")
@@ -192,7 +195,7 @@ def test_functions_stay_small() -> None:
             inside = docstring.end_lineno - docstring.lineno + 1 if docstring else 0
             lengths[f"{shown(path)}:{function.name}"] = function.end_lineno - function.lineno + 1 - inside
     too_long = {name for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES}
-    assert too_long <= LONG_FUNCTIONS.keys()
+    assert too_long == LONG_FUNCTIONS.keys()
 
 
 def test_nothing_is_named_after_no_idea() -> None:
