@@ -54,6 +54,7 @@ class Binding(LiveAdapter):
 
     def locate(self) -> None:
         """Find the optimizer that holds the pairs, so that a resumed run masks as it would have."""
+        refuse_foreign_parameters(self.pairs)
         self.located = True
         self.prepare()
         if self.optimizer is not None:
@@ -136,6 +137,8 @@ class Binding(LiveAdapter):
         self._in_step = None
         groups = self._held(optimizer)
         if not groups:
+            if optimizer is self.optimizer:
+                refuse_foreign_parameters(self.pairs)  # DeepSpeed gives the user's own optimizer other parameters
             return arguments
         self._in_step = optimizer
         if is_phantom_step(optimizer, groups, self.pairs) or _found_inf(optimizer):
@@ -177,6 +180,7 @@ class Binding(LiveAdapter):
         if (
             counters is not None
             and counters != (self.step, self.seed)
+            and self.gates  # elsewhere masks act at the step only, and are drawn anew for it
             and self.method.hooks() & (FORWARD_HOOKS | {"keep"})
         ):
             raise StateError(
