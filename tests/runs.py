@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
+
+from rmlora.cli import main
 
 COLORS = ("red", "green", "blue", "black", "white", "brown")
 THINGS = ("cat", "dog", "house", "car", "tree", "boat")
@@ -134,3 +139,37 @@ def settings(model: Path, files: tuple[Path, Path], output: Path, **changes: Any
     for name, value in changes.items():
         base[name] = {**base[name], **value} if isinstance(base.get(name), dict) else value
     return base
+
+
+def settle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder with a model, data and a config the current one, without a network."""
+    save_bert(folder / "model")
+    save_pairs(folder)
+    config = {"model": "model", "data": {"train": "train.jsonl", "eval": "dev.jsonl"}, "output": "out"}
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return folder
+
+
+def call(*words: object) -> int:
+    """Run the command line in this process and return its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter_model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

@@ -41,7 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     except RmloraError as error:
         _fail(str(error))
     except _USAGE_ERROR as error:
-        _fail(f"{error.format_message()} (see rmlora --help)")
+        message = error.format_message()
+        if not message:  # no words at all: the help has been printed
+            raise SystemExit(0) from None
+        _fail(f"{message} (see rmlora --help)")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code, its older versions raise
@@ -82,28 +85,38 @@ def options(
 def train(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE ...]", help="Settings; `rmlora schema` lists all."),
+        typer.Argument(metavar="SETTINGS", help="A YAML or JSON file, and key=value words; `rmlora schema` lists all."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hub id or local folder.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="text-classification, text-regression or image-classification.")
+        str | None,
+        typer.Option(
+            help="text-classification, text-regression or image-classification.", show_default="text-classification"
+        ),
     ] = None,
     train: Annotated[
         str | None, typer.Option(help="Training file (.jsonl .csv .tsv .parquet .npz) or image folder.")
     ] = None,
     eval: Annotated[str | None, typer.Option(help="Held-out file or folder.")] = None,
-    dataset: Annotated[str | None, typer.Option(help='Hub data set, e.g. "glue/rte".')] = None,
-    method: Annotated[str | None, typer.Option(help="See `rmlora methods`.  [default: rm-lora]")] = None,
-    r: Annotated[int | None, typer.Option("--r", help="Directions of each module.  [default: 8]")] = None,
-    weight: Annotated[float | None, typer.Option(help="Strength of the orthogonality penalty.")] = None,
-    directions: Annotated[
-        str | None, typer.Option(help="Directions trained per step: 4 is a count, 0.5 a share of r.")
+    dataset: Annotated[str | None, typer.Option(help='Hub data set instead of files, e.g. "glue/rte".')] = None,
+    method: Annotated[str | None, typer.Option(help="See `rmlora methods`.", show_default="rm-lora")] = None,
+    r: Annotated[int | None, typer.Option("--r", help="Directions of each module.", show_default="8")] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Strength of the orthogonality penalty.", show_default="the method's")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="[default: 3]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: 1e-3; full: 2e-5]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="[default: 32]")] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder of the results.  [default: runs/...]")] = None,
+    directions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<number>",
+            help="Directions trained per step: 4 is a count, 0.5 a share of r.",
+            show_default="the method's",
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="1e-3; full: 2e-5")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step.", show_default="32")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of head, data order, dropout and masks.", show_default="0")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the results.", show_default="runs/...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,

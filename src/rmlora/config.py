@@ -59,7 +59,9 @@ class LoraSettings(Section):
     """The adapter: PEFT's own names."""
 
     r: int = Field(default=8, ge=1, description="Directions of each adapted module.")
-    lora_alpha: float | None = Field(default=None, gt=0, description="Numerator of the scale alpha / r; default: 2 r.")
+    lora_alpha: int | float | None = Field(
+        default=None, gt=0, description="Numerator of the scale alpha / r; default: 2 r."
+    )
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Probability with which an input of A is dropped.")
     target_modules: str | list[str] = Field(
         default="auto",

@@ -15,8 +15,8 @@ from rmlora.files import write_text
 from rmlora.run.card import write_card
 from rmlora.run.choice import complete
 from rmlora.run.curves import plot_curves
-from rmlora.run.environment import describe_environment
-from rmlora.run.folder import RunFolder, check_folder, open_folder
+from rmlora.run.environment import continue_environment, describe_environment
+from rmlora.run.folder import RunFolder, check_folder, checkpoint_step, open_folder
 from rmlora.run.plan import Plan, make_plan
 from rmlora.run.progress import ShowProgress
 from rmlora.run.record import RecordEpochs, best_row
@@ -82,28 +82,32 @@ def dry_run(config: RunConfig, console: Console) -> Plan:
 
 
 def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: Console) -> dict[str, Any]:
-    checkpoint = open_folder(folder, resume, overwrite)
-    if resume:
-        where = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no checkpoint yet"
-        say(console, f"Going on {where}.")
+    environment = describe_environment(plan.config.model, plan.model, plan.data.files)
+    checkpoint = folder.checkpoint() if resume else None
+    if checkpoint is not None and folder.environment.is_file():
+        begun_as = json.loads(folder.environment.read_text(encoding="utf-8"))
+        environment = continue_environment(begun_as, environment, checkpoint_step(checkpoint))
     begun = time.monotonic()
     initial = initial_factors(plan)
     progress = ShowProgress(console, folder, plan.metric)
-    trainer = make_trainer(plan, [RecordEpochs(folder, plan.metric, plan.pairs), progress])
-    is_writer = trainer.is_world_process_zero()
-    environment = describe_environment(plan.config.model, plan.model, plan.data.files)
-    if is_writer:
+    if plan.arguments.should_save:  # the one process that writes
+        open_folder(folder, checkpoint, overwrite)
         write_text(folder.config, dump(plan.config))
         write_text(folder.environment, json.dumps(environment, indent=2) + "\n")
+    trainer = make_trainer(plan, [RecordEpochs(folder, plan.metric, plan.pairs), progress])
+    if resume:
+        where = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no checkpoint yet"
+        say(console, f"Going on {where}.")
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
-    if not is_writer:
+    if not plan.arguments.should_save:
         return {}
     result = _summarise(plan, folder, trainer.state.global_step, time.monotonic() - begun)
     result["files"] = save_weights(plan, initial, folder.path)
-    title = f"{plan.config.method} on {Path(plan.config.model).name}, {len(plan.data.eval)} held out"
+    model = "/".join(Path(plan.config.model).parts[-2:])
+    title = f"{plan.config.method} on {model}, {len(plan.data.eval)} held out"
     plot_curves(folder, folder.rows(), plan.metric, title)
     write_text(folder.card, write_card(plan, result, environment["versions"]))
     write_text(folder.result, json.dumps(result, indent=2) + "\n")

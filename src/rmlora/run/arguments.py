@@ -24,6 +24,7 @@ def training_arguments(config: RunConfig, folder: RunFolder, metric: str) -> Any
     """
     from transformers import TrainingArguments
 
+    check_trackers(config.training.report_to)
     t = config.training
     is_text = config.task != "image-classification"
     try:
@@ -62,3 +63,20 @@ def training_arguments(config: RunConfig, folder: RunFolder, metric: str) -> Any
         )
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"the Trainer refuses the training settings: {' '.join(str(error).split())}") from error
+
+
+def check_trackers(names: list[str]) -> None:
+    """Refuse trackers the Trainer does not know or that are not installed.
+
+    Raises:
+        ConfigError: names what is installed.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+
+    there = get_available_reporting_integrations()
+    for name in names:
+        if name not in there:
+            raise ConfigError(
+                f'training.report_to: "{name}" is no tracker of the Trainer, or is not installed; '
+                f"installed: {', '.join(there) or 'none'}"
+            )

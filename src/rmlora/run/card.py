@@ -34,7 +34,7 @@ def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | Non
     parts = (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {config.method} on {config.model}\n",
-        f"A plain {what} for {config.task}, trained by [rmlora](https://pypi.org/project/rmlora) with the method "
+        f"A plain {what} for {config.task}, trained by rmlora with the method "
         f"`{config.method}`: {plan.method.summary}. It loads without rmlora installed.\n",
         "## Results\n",
         _results(plan, result),

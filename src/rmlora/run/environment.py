@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from rmlora.errors import StateError
+
 PACKAGES = (
     "rmlora",
     "torch",
@@ -49,6 +51,34 @@ def describe_environment(model_name: str, model: Any, data_files: Iterable[Path]
         "model": describe_model(model_name, model),
         "data": {str(path): hash_tree(path) for path in data_files},
     }
+
+
+def continue_environment(before: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
+    """Join what a run depended on when it began with what it depends on as it goes on.
+
+    Args:
+        before: as it was written when the run began.
+        now: as it is.
+        step: the optimizer step it goes on from.
+
+    Returns:
+        `before`, with versions and machine of now appended under "resumed".
+
+    Raises:
+        StateError: the model or a data file has changed since.
+
+    Example:
+        >>> begun = {"model": {}, "data": {"a.csv": "0f"}, "versions": {}, "machine": {}}
+        >>> continue_environment(begun, begun, step=5)["resumed"][0]["step"]
+        5
+    """
+    if before["model"].get("files") != now["model"].get("files"):
+        raise StateError(f'--resume: the files of "{now["model"]["name"]}" have changed since the run began')
+    changed = [name for name, digest in now["data"].items() if before["data"].get(name) != digest]
+    if changed:
+        raise StateError(f'--resume: "{changed[0]}" has changed since the run began; start anew with --overwrite')
+    later = {"step": step, "versions": now["versions"], "machine": now["machine"]}
+    return before | {"resumed": [*before.get("resumed", []), later]}
 
 
 def describe_machine() -> dict[str, Any]:

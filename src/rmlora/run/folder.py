@@ -149,24 +149,22 @@ def changed_settings(folder: RunFolder, config: RunConfig) -> list[tuple[str, An
     return [(n, before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)]
 
 
-def open_folder(folder: RunFolder, resume: bool, overwrite: bool) -> Path | None:
-    """Make the folder ready and return the checkpoint to go on from, or None to start at the beginning.
+def open_folder(folder: RunFolder, checkpoint: Path | None, overwrite: bool) -> None:
+    """Make the folder ready: afterwards nothing in it is later than the checkpoint.
 
     Args:
-        folder: checked by `check_folder`.
-        resume: cut metrics.jsonl back to the checkpoint, and drop checkpoints cut off in the middle.
+        folder: checked by `check_folder`; made if it is not there.
+        checkpoint: where the run goes on; None starts at the beginning.
         overwrite: delete what an earlier run wrote, and nothing else.
     """
     if overwrite:
         _clear(folder)
-    checkpoint = folder.checkpoint() if resume else None
     step = checkpoint_step(checkpoint) if checkpoint is not None else 0
-    if resume and folder.metrics.is_file():
+    if folder.metrics.is_file():
         folder.write_rows([row for row in folder.rows() if row["step"] <= step])
     for other in folder.checkpoints.glob("checkpoint-*"):
         if checkpoint_step(other) > step:
             shutil.rmtree(other, ignore_errors=True)
-    return checkpoint
 
 
 def _clear(folder: RunFolder) -> None:

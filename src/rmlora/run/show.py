@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -68,6 +69,8 @@ def show_result(console: Console, plan: Plan, result: dict[str, Any], folder: Ru
             "-" if rank is None else f"{rank:.2f}",
         )
     console.print(table)
+    if plan.metric == "accuracy" and result["best"]["eval_accuracy"] <= result["majority"]:
+        say(console, f"No epoch is better than always naming the commonest class ({result['majority']:.4f}).")
     saved = f"the {result['saved']} epoch's weights"
     say(console, f"Done in {duration(result['seconds'])}. {folder.path} holds {saved}.")
     for line in next_steps(plan, folder.path):
@@ -77,11 +80,12 @@ def show_result(console: Console, plan: Plan, result: dict[str, Any], folder: Ru
 def next_steps(plan: Plan, path: Path) -> list[str]:
     """Name two things to do after a run."""
     compare = next(m for m in ("lora", "rm-lora") if m != plan.config.method)
-    again = f"rmlora train {path / 'config.yaml'} method={compare} method_args={{}} output={path}-{compare}"
+    settings, output = quote(str(path / "config.yaml")), quote(f"output={path}-{compare}")
+    again = f"rmlora train {settings} method={compare} method_args={{}} {output}"
     if plan.handle is None:
-        return [f"Look at the curves: {path / 'curves.png'}", f"Compare with an adapter: {again} lr=1e-3"]
+        return [f"Look at the curves: {path / 'curves.png'}", f"Compare with {compare}: {again} lr=1e-3"]
     return [
-        f"Look into the adapter: rmlora inspect {path} (curves: {path / 'curves.png'})",
+        f"Look into the adapter: rmlora inspect {quote(str(path))} (curves: {path / 'curves.png'})",
         f"Compare with {compare}: {again}",
     ]
 

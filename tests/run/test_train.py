@@ -1,38 +1,15 @@
+import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from rich.console import Console
 
 from rmlora.config_source import parse_yaml, resolve
 from rmlora.errors import ConfigError, RmloraError, StateError
-from rmlora.run.record import RecordEpochs
 from rmlora.train import train
 from tests import runs
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.save_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return runs.save_pairs(tmp_path_factory.mktemp("pairs"))
-
-
-def rows(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "adapter_model.safetensors")
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_run_leaves_everything_that_is_known_about_it(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
@@ -50,7 +27,7 @@ def test_a_run_leaves_everything_that_is_known_about_it(tmp_path: Path, bert: Pa
         "result.json",
     }
     result = json.loads((output / "result.json").read_text())
-    measured = rows(output)
+    measured = runs.rows(output)
     assert result["last"] == measured[-1]
     assert result["best"] == max(measured, key=lambda row: row["eval_accuracy"])
     assert [row["epoch"] for row in measured] == [1, 2]
@@ -120,71 +97,6 @@ def test_what_is_saved_is_plain_peft_for_the_published_base(
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["r"] == r
 
 
-class StopError(Exception):
-    """Ctrl-C, but catchable by this test alone."""
-
-
-def stop_in_second_epoch(self: RecordEpochs, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-    if state.global_step == 7:
-        raise StopError
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"method_args": {"directions": 2}, "lora": {"lora_dropout": 0.1}},
-        {"method_args": {"policy": "state"}, "training": {"group_by_length": True}},
-        {"method": "lora", "training": {"gradient_accumulation_steps": 2, "num_workers": 1}},
-        {"method": "full", "training": {"lr_scheduler": "cosine"}},
-    ],
-    ids=["rm-lora", "state", "accumulation", "full"],
-)
-def test_a_resumed_run_equals_one_never_interrupted(
-    tmp_path: Path, bert: Path, files: tuple[Path, Path], changes: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = {**changes, "training": {"epochs": 3, "lr": 1e-2} | changes.get("training", {})}
-    whole, broken = (resolve(runs.settings(bert, files, tmp_path / name, **changes)) for name in ("whole", "broken"))
-    train(whole)
-    name = "model.safetensors" if whole.method == "full" else "adapter_model.safetensors"
-    with monkeypatch.context() as patch:
-        patch.setattr(RecordEpochs, "on_step_end", stop_in_second_epoch, raising=False)
-        with pytest.raises(StopError):
-            train(broken)
-    assert len(rows(tmp_path / "broken")) == (2 if "accumulation" in str(changes) else 1)
-    assert not (tmp_path / "broken" / name).exists()
-    assert not (tmp_path / "broken" / "result.json").exists()
-    train(broken, resume=True)
-    assert (tmp_path / "broken" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
-    assert equal(load_file(tmp_path / "broken" / name), load_file(tmp_path / "whole" / name))
-
-
-def test_resume_cuts_metrics_back_to_its_checkpoint(
-    tmp_path: Path, bert: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "run"
-    config = resolve(runs.settings(bert, files, output))
-    with monkeypatch.context() as patch:
-        patch.setattr(RecordEpochs, "on_step_end", stop_in_second_epoch, raising=False)
-        with pytest.raises(StopError):
-            train(config)
-    with (output / "metrics.jsonl").open("a") as file:  # as if killed between the second row and its checkpoint
-        file.write(json.dumps(rows(output)[0] | {"epoch": 2, "step": 10, "eval_loss": 99.0}) + "\n" + '{"epoch": 3')
-    (output / "checkpoints" / "checkpoint-10").mkdir()  # begun, never finished
-    train(config, resume=True)
-    assert [row["epoch"] for row in rows(output)] == [1, 2]
-    assert rows(output)[1]["eval_loss"] < 99
-
-
-def test_resume_without_a_checkpoint_begins_and_of_a_finished_run_does_nothing(
-    tmp_path: Path, bert: Path, files: tuple[Path, Path]
-) -> None:
-    config = resolve(runs.settings(bert, files, tmp_path / "run", training={"epochs": 1}))
-    first = train(config, resume=True)
-    before = (tmp_path / "run" / "adapter_model.safetensors").stat().st_mtime_ns
-    assert train(config, resume=True) == first
-    assert (tmp_path / "run" / "adapter_model.safetensors").stat().st_mtime_ns == before
-
-
 def test_a_folder_in_use_is_refused_unless_asked(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     output = tmp_path / "run"
     config = resolve(runs.settings(bert, files, output, training={"epochs": 1}))
@@ -213,7 +125,7 @@ def test_best_keeps_the_best_epochs_weights(tmp_path: Path, bert: Path, files: t
     assert result["best"]["epoch"] < result["last"]["epoch"]
     short = changes | {"epochs": result["best"]["epoch"], "save": "last"}
     train(resolve(runs.settings(bert, files, tmp_path / "last", training=short)))
-    assert equal(weights(tmp_path / "best"), weights(tmp_path / "last"))
+    assert runs.equal(runs.weights(tmp_path / "best"), runs.weights(tmp_path / "last"))
 
 
 def test_training_that_diverges_stops_and_says_so(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
@@ -228,7 +140,7 @@ def test_regression_learns_numbers(tmp_path: Path, bert: Path) -> None:
     changes = {"task": "text-regression", "training": {"epochs": 8, "lr": 1e-2}}
     result = train(resolve(runs.settings(bert, files, tmp_path / "run", **changes)))
     assert (result["metric"], result["majority"]) == ("pearson", None)
-    measured = rows(tmp_path / "run")
+    measured = runs.rows(tmp_path / "run")
     assert measured[-1]["train_loss"] < measured[0]["train_loss"]
     assert {"eval_pearson", "eval_spearman"} <= measured[0].keys()
 
@@ -242,7 +154,7 @@ def test_images_are_learnt_from_one_npz(tmp_path: Path) -> None:
     assert result["last"]["eval_accuracy"] > result["majority"]
     assert result["last"]["gap"] is None
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["task_type"] is None
-    assert {n.split(".")[2] for n in weights(tmp_path / "run")} == {"vit", "classifier"}
+    assert {n.split(".")[2] for n in runs.weights(tmp_path / "run")} == {"vit", "classifier"}
 
 
 def test_an_adapter_goes_on_where_it_was(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
@@ -251,24 +163,36 @@ def test_an_adapter_goes_on_where_it_was(tmp_path: Path, bert: Path, files: tupl
     again["training"] |= {"lr": 1e-30, "epochs": 1}
     del again["lora"]
     train(resolve(again))
-    assert equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    assert runs.equal(runs.weights(tmp_path / "first"), runs.weights(tmp_path / "second"))
     assert parse_yaml((tmp_path / "second" / "config.yaml").read_text(), "c")["lora"]["r"] == 2
     with pytest.raises(ConfigError, match=r"lora.r is 4, but the adapter .*first has 2"):
         train(resolve(again | {"lora": {"r": 4}}), overwrite=True)
 
 
+def test_a_terminal_sees_a_bar_and_a_file_sees_lines(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    shown = []
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, width=100, color_system=None)
+        train(resolve(runs.settings(bert, files, tmp_path / str(is_terminal))), console=console)
+        shown.append(console.file.getvalue())
+    assert "10/10 steps" in shown[0]
+    assert "\x1b[" not in shown[1]
+    assert [line[:9] for line in shown[1].splitlines() if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    assert "left)" in shown[1]
+
+
 def test_a_seed_decides_everything(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(resolve(runs.settings(bert, files, tmp_path / name, training={"epochs": 1, "seed": seed})))
-    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+    assert runs.equal(runs.weights(tmp_path / "a"), runs.weights(tmp_path / "b"))
+    assert not runs.equal(runs.weights(tmp_path / "a"), runs.weights(tmp_path / "c"))
 
 
 def test_bf16_and_checkpointing_train(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     changes = {"epochs": 1, "precision": "bf16", "gradient_checkpointing": True}
     result = train(resolve(runs.settings(bert, files, tmp_path / "run", training=changes)))
     assert 0 < result["last"]["eval_loss"] < 5
-    assert all(w.dtype == torch.float32 for w in weights(tmp_path / "run").values())
+    assert all(w.dtype == torch.float32 for w in runs.weights(tmp_path / "run").values())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
