@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from safetensors.torch import load_file, save_file
 
 from rmlora.methods import METHODS
 from tests import runs
@@ -139,15 +138,17 @@ def test_a_real_process_fails_and_succeeds_alike(place: Path) -> None:
     assert (good.returncode, good.stdout.split()[0], good.stderr) == (0, "rmlora", "")
 
 
-def test_two_processes_train_one_adapter(place: Path) -> None:
-    alone = ["train", "run.yaml", "epochs=1", "batch_size=8", "output=alone"]
+def test_two_processes_train_what_one_would(place: Path) -> None:
+    runs.save_bert(place / "model", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rmlora"]
-    together = ["train", "run.yaml", "epochs=1", "batch_size=4", "output=together"]
-    assert runs.call(*alone) == 0
-    done = subprocess.run([*torchrun, *together], capture_output=True, text=True, check=False)
+    words = ["train", "run.yaml", "epochs=1", "--weight", "1e-2", "optimizer=sgd", "lr=0.1"]
+    assert runs.call(*words, "batch_size=8", "output=alone") == 0
+    together = [*torchrun, *words, "batch_size=4", "output=together"]
+    done = subprocess.run(together, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 1/1") == 1
-    assert len((place / "together" / "metrics.jsonl").read_text().splitlines()) == 1
-    steps = [json.loads((place / name / "result.json").read_text())["steps"] for name in ("alone", "together")]
-    assert steps == [5, 5]
-    save_file(load_file(place / "together" / "adapter_model.safetensors"), place / "readable.safetensors")
+    alone, shared = (runs.weights(place / name) for name in ("alone", "together"))
+    assert max(float((alone[key] - shared[key]).abs().max()) for key in alone) < 1e-5
+    rows = [runs.rows(place / name)[0] for name in ("alone", "together")]
+    assert rows[0]["step"] == rows[1]["step"] == 5
+    assert rows[0]["eval_loss"] == pytest.approx(rows[1]["eval_loss"], abs=1e-5)

@@ -181,6 +181,20 @@ def test_a_terminal_sees_a_bar_and_a_file_sees_lines(tmp_path: Path, bert: Path,
     assert "left)" in shown[1]
 
 
+@pytest.mark.parametrize("method", ["rm-lora", "full"])
+def test_accumulated_batches_are_one_batch(tmp_path: Path, files: tuple[Path, Path], method: str) -> None:
+    bert = runs.save_bert(tmp_path / "m", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    found = []
+    for batch, accumulation in ((8, 1), (4, 2)):
+        sizes = {"batch_size": batch, "gradient_accumulation_steps": accumulation}
+        changes = {"method": method, "training": {"optimizer": "sgd", "lr": 0.1, "epochs": 1, **sizes}}
+        train(resolve(runs.settings(bert, files, tmp_path / str(batch), **changes)))
+        found.append(runs.rows(tmp_path / str(batch))[0])
+    assert found[0]["step"] == found[1]["step"] == 5
+    assert found[0]["eval_loss"] == pytest.approx(found[1]["eval_loss"], abs=1e-6)
+    assert found[0]["running_loss"] == pytest.approx(found[1]["running_loss"], abs=1e-6)
+
+
 def test_a_seed_decides_everything(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(resolve(runs.settings(bert, files, tmp_path / name, training={"epochs": 1, "seed": seed})))

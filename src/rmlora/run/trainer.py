@@ -36,6 +36,9 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
         compute_metrics=lambda output: measure(output.predictions, output.label_ids, task),
         callbacks=list(callbacks),
     )
+    # Classifiers take any keyword but average their loss over the batch at hand. Left to itself the Trainer believes
+    # they divide by the items of the whole step, and their gradient grows with accumulation and with processes.
+    trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     return trainer
 
