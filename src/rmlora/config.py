@@ -53,6 +53,11 @@ class DataConfig(Section):
     eval_examples: int | None = Field(
         default=None, ge=1, description="Evaluate on a seeded sample of this many; default: all."
     )
+    sample_seed: int | None = Field(default=None, ge=0, description="Of both samples; default: training.seed.")
+    holdout: float | None = Field(
+        default=None, gt=0, lt=1, description="Instead of data.eval: hold out this share of `train`, by class."
+    )
+    holdout_seed: int = Field(default=0, ge=0, description="Which examples `holdout` takes.")
 
 
 class LoraSettings(Section):

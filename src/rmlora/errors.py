@@ -31,6 +31,10 @@ class AdapterError(RmloraError):
     """An adapter folder is missing, damaged, or does not belong to this model."""
 
 
+class DivergedError(RmloraError):
+    """A loss is no longer a number: the settings, not the machine, ended the run."""
+
+
 class RmloraWarning(UserWarning):
     """Something is legal but almost certainly not what was meant."""
 

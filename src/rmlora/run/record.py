@@ -10,10 +10,12 @@ import torch
 from transformers import TrainerCallback
 
 from rmlora.analysis.gram import penalty
-from rmlora.analysis.spectra import effective_rank, singular_values, stable_rank
-from rmlora.errors import RmloraError
-from rmlora.pairs import Pair, stack_pairs
+from rmlora.analysis.orthogonality import orthogonality_excess
+from rmlora.analysis.spectra import default_tolerance, effective_rank, numerical_rank, singular_values, stable_rank
+from rmlora.errors import DivergedError
+from rmlora.pairs import Factors, Pair, Stack, stack_pairs
 from rmlora.run.folder import RunFolder
+from rmlora.run.masked_updates import MaskedUpdates
 
 Row = dict[str, Any]
 
@@ -101,11 +103,11 @@ def refuse_nan(row: Row) -> None:
     """Stop a run whose loss is no longer a number.
 
     Raises:
-        RmloraError: names the epoch and what usually helps.
+        DivergedError: names the epoch and what usually helps.
     """
     broken = [n for n in ("running_loss", "train_loss", "eval_loss") if not math.isfinite(row.get(n) or 0.0)]
     if broken:
-        raise RmloraError(
+        raise DivergedError(
             f"{broken[0]} is {row[broken[0]]} after epoch {row['epoch']}: training diverged; lower training.lr "
             "(or use precision=fp32), and start again with --overwrite"
         )

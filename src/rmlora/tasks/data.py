@@ -11,6 +11,7 @@ from typing import Any
 
 from rmlora.config import DataConfig, Task
 from rmlora.errors import DataError
+from rmlora.tasks.holdout import carve
 from rmlora.tasks.hub import read_hub
 from rmlora.tasks.labels import Classes, find_classes, to_ids, to_numbers
 from rmlora.tasks.readers import read_file
@@ -67,7 +68,7 @@ def load_data(config: DataConfig, task: Task, seed: int = 0) -> TaskData:
     Args:
         config: the data section.
         task: kind of task, which decides what inputs and labels may be.
-        seed: of the samples, if the configuration asks for samples.
+        seed: of the samples, if the configuration asks for samples and has no `sample_seed`.
 
     Raises:
         DataError: anything that would go wrong later, by file, row and column.
@@ -83,31 +84,46 @@ def load_data(config: DataConfig, task: Task, seed: int = 0) -> TaskData:
     train, held_out = _read(config)
     columns = _input_columns(config, task, train)
     label = take(train, config.label, LABELS, "data.label")
-    for column, setting in (*zip(columns, ("text", "text_pair"), strict=False), (label, "label")):
-        take(held_out, column, (), f"data.{'image' if task.startswith('image') else setting}")
     classes = None
     if task != "text-regression":
         classes = find_classes(train, label, config.num_labels, config.label_names)
-    parts = []
-    for table, limit in ((train, config.train_examples), (held_out, config.eval_examples)):
-        labels = to_numbers(table, label) if classes is None else to_ids(table, label, classes)
-        inputs = tuple(_inputs(table, column, task) for column in columns)
-        parts.append(_sample(Examples(inputs, labels), limit, seed))
+    seed = seed if config.sample_seed is None else config.sample_seed
+    learnt = _sample(_examples(train, columns, label, classes, task), config.train_examples, seed)
+    if held_out is None:
+        kept, held = carve(learnt.labels if classes else [0] * len(learnt), config.holdout or 0, config.holdout_seed)
+        learnt, reported = _pick(learnt, kept), _pick(learnt, held)
+    else:
+        for column, setting in (*zip(columns, ("text", "text_pair"), strict=False), (label, "label")):
+            take(held_out, column, (), f"data.{'image' if task.startswith('image') else setting}")
+        reported = _examples(held_out, columns, label, classes, task)
+    reported = _sample(reported, config.eval_examples, seed)
     files = tuple(Path(f).expanduser() for f in dict.fromkeys((config.train, config.eval)) if f)
-    return TaskData(task, parts[0], parts[1], classes, (*columns, label), files)
+    return TaskData(task, learnt, reported, classes, (*columns, label), files)
 
 
-def _read(config: DataConfig) -> tuple[Table, Table]:
+def _read(config: DataConfig) -> tuple[Table, Table | None]:
+    """Read both parts; with a holdout nothing but the training part is opened."""
+    if config.holdout is not None and (config.eval or config.eval_split):
+        raise DataError("give either data.holdout, which evaluates on a part of train, or data.eval, not both")
     if config.dataset is not None:
         if config.train is not None or config.eval is not None:
             raise DataError("give either data.dataset or data.train and data.eval, not both")
-        return read_hub(config.dataset, config.train_split, config.eval_split)
+        split = config.train_split if config.holdout is not None else config.eval_split
+        train, held_out = read_hub(config.dataset, config.train_split, split)
+        return train, None if config.holdout is not None else held_out
     if config.train is None:
         raise DataError("no data: give data.train and data.eval (files), or data.dataset (Hub)")
+    if config.holdout is not None:
+        return read_file(config.train, "train"), None
     if config.eval is None and not config.train.endswith(".npz"):
         raise DataError(f'no held-out data: "{config.train}" is for training; give data.eval')
     train = read_file(config.train, "train")
     return train, read_file(config.eval or config.train, "eval")
+
+
+def _examples(table: Table, columns: Sequence[str], label: str, classes: Classes | None, task: Task) -> Examples:
+    labels = to_numbers(table, label) if classes is None else to_ids(table, label, classes)
+    return Examples(tuple(_inputs(table, column, task) for column in columns), labels)
 
 
 def _input_columns(config: DataConfig, task: Task, train: Table) -> tuple[str, ...]:
@@ -124,6 +140,9 @@ def _inputs(table: Table, column: str, task: Task) -> Sequence[Any]:
 def _sample(examples: Examples, limit: int | None, seed: int) -> Examples:
     if limit is None or limit >= len(examples):
         return examples
-    chosen = sorted(random.Random(seed).sample(range(len(examples)), limit))
+    return _pick(examples, sorted(random.Random(seed).sample(range(len(examples)), limit)))
+
+
+def _pick(examples: Examples, chosen: Sequence[int]) -> Examples:
     inputs = tuple([column[i] for i in chosen] for column in examples.inputs)
     return Examples(inputs, [examples.labels[i] for i in chosen])
