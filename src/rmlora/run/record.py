@@ -19,6 +19,15 @@ from rmlora.run.masked_updates import MaskedUpdates
 
 Row = dict[str, Any]
 
+_MEANS = (
+    "effective_rank",
+    "stable_rank",
+    "rank",
+    "orthogonality_loss",
+    "orthogonality_floor",
+    "orthogonality_excess",
+)
+
 # The Trainer names a metric of the part "train" eval_train_<metric>, and likewise for "eval".
 PREFIXES = {"train": "eval_train_", "eval": "eval_eval_"}
 
@@ -30,11 +39,22 @@ class RecordEpochs(TrainerCallback):  # type: ignore[misc]
     the same file as one that was never interrupted.
     """
 
-    def __init__(self, folder: RunFolder, metric: str, pairs: Sequence[Pair]) -> None:
+    def __init__(self, folder: RunFolder, metric: str, pairs: Sequence[Pair], handle: Any = None) -> None:
         self.folder = folder
         self.metric = metric
         self.pairs = pairs
+        self.updates = MaskedUpdates(handle) if handle is not None else None
         self.pending: Row = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember the factors before the optimizer moves them."""
+        if self.updates is not None:
+            self.updates.begin_step()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure what it moved."""
+        if self.updates is not None:
+            self.updates.end_step()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Row, **kwargs: Any) -> None:
         """Collect the metrics of one part; write the row once the held-out part is there."""
@@ -49,6 +69,8 @@ class RecordEpochs(TrainerCallback):  # type: ignore[misc]
         self.pending = {}
         refuse_nan(row)
         row |= measure_adapter(self.pairs)
+        if self.updates is not None:
+            row["masked_share"] = self.updates.take()
         if state.is_world_process_zero:
             self.folder.write_rows([*self.folder.rows(), row])
 
@@ -86,17 +108,42 @@ def measure_adapter(pairs: Sequence[Pair]) -> Row:
         pairs: live; not mutated. None of them, as in full fine-tuning, gives an empty row.
 
     Returns:
-        penalty (summed, unweighted), and effective_rank and stable_rank of s B A (means over modules).
+        penalty (summed over modules, unweighted), and means over modules of what s B A has become: effective_rank,
+        stable_rank, rank (numerical, of singular values above rank_tolerance times the largest; the tolerance is
+        the widest of the modules'), orthogonality_loss `||dW dW^T - I||_F^2`, the orthogonality_floor no dW of r
+        directions gets below, and orthogonality_excess, the loss above it.
     """
     if not pairs:
         return {}
-    total, effective, stable = 0.0, 0.0, 0.0
+    sums: dict[str, float] = dict.fromkeys(("penalty", *_MEANS), 0.0)
+    tolerance = 0.0
     for stack in stack_pairs(pairs):
-        sigma = singular_values(stack.factors, stack.scale)
-        total += float(penalty(stack.factors).sum())
-        effective += float(effective_rank(sigma).sum())
-        stable += float(stable_rank(sigma).sum())
-    return {"penalty": total, "effective_rank": effective / len(pairs), "stable_rank": stable / len(pairs)}
+        found = _measure_stack(stack)
+        tolerance = max(tolerance, found.pop("rank_tolerance"))
+        for name, value in found.items():
+            sums[name] += value
+    means = {name: sums[name] / len(pairs) for name in _MEANS}
+    return {"penalty": sums["penalty"], **means, "rank_tolerance": tolerance}
+
+
+def _measure_stack(stack: Stack) -> dict[str, float]:
+    """Sums over the pairs of one shape, in float64; and the tolerance of their rank."""
+    factors = Factors(stack.factors.A.double(), stack.factors.B.double())
+    d_in, d_out = factors.A.shape[2], factors.B.shape[1]
+    sigma = singular_values(factors, stack.scale)
+    tolerance = default_tolerance(d_out, d_in, stack.factors.A.dtype)
+    excess = float(orthogonality_excess(sigma).sum())
+    floor = float(len(stack) * (d_out - sigma.shape[-1]))
+    return {
+        "penalty": float(penalty(factors).sum()),
+        "effective_rank": float(effective_rank(sigma).sum()),
+        "stable_rank": float(stable_rank(sigma).sum()),
+        "rank": float(numerical_rank(sigma, tolerance).sum()),
+        "orthogonality_loss": excess + floor,
+        "orthogonality_floor": floor,
+        "orthogonality_excess": excess,
+        "rank_tolerance": tolerance,
+    }
 
 
 def refuse_nan(row: Row) -> None:
