@@ -68,7 +68,8 @@ def test_adamw_moves_masked_directions_unless_told_not_to(tmp_path: Path, bert: 
     for policy in ("gradient", "update"):
         settings = {"method": "gm-lora", "method_args": {"directions": 2, "policy": policy}}
         train(resolve(runs.settings(bert, files, tmp_path / policy, **settings)))
-        lines = (tmp_path / policy / "metrics.jsonl").read_text().splitlines()
-        shares[policy] = [json.loads(line)["masked_share"] for line in lines]
+        rows = [json.loads(line) for line in (tmp_path / policy / "metrics.jsonl").read_text().splitlines()]
+        shares[policy] = [row["masked_share"] for row in rows]
+        assert all(0 <= row[f"{part}_ece"] <= 1 for row in rows for part in ("train", "eval"))
     assert shares["update"] == [0.0, 0.0]
     assert all(0.05 < share < 0.95 for share in shares["gradient"])

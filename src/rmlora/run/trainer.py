@@ -9,7 +9,9 @@ from typing import Any
 
 from transformers import PrinterCallback, Trainer
 
+from rmlora.config import Task
 from rmlora.run.plan import Plan
+from rmlora.tasks.calibration import expected_calibration_error
 from rmlora.tasks.data import Examples
 from rmlora.tasks.encode import ImageExamples, collate_images, encode_texts, head_of, pad_texts
 from rmlora.tasks.metrics import measure
@@ -33,7 +35,7 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
         train_dataset=train,
         eval_dataset={**parts, "eval": held_out},
         data_collator=collate_images(plan.processor) if is_image else pad_texts(plan.processor),
-        compute_metrics=lambda output: measure(output.predictions, output.label_ids, task),
+        compute_metrics=lambda output: measure_outputs(output, task),
         callbacks=list(callbacks),
     )
     # Classifiers take any keyword but average their loss over the batch at hand. Left to itself the Trainer believes
@@ -41,6 +43,20 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def measure_outputs(output: Any, task: Task) -> dict[str, float]:
+    """Compute the metrics of a task, and for classifiers the expected calibration error (ece, 15 bins).
+
+    Args:
+        output: the Trainer's, with `predictions` and `label_ids`.
+        task: kind of task.
+    """
+    found = measure(output.predictions, output.label_ids, task)
+    if task.endswith("-classification"):
+        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        found["ece"] = expected_calibration_error(logits, output.label_ids)
+    return found
 
 
 def encode(plan: Plan, examples: Examples) -> Any:
