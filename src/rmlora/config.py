@@ -79,6 +79,22 @@ class LoraSettings(Section):
     )
 
 
+class HeadSettings(Section):
+    """With scope=head: what the classification layer reads and how it starts."""
+
+    features: Literal["auto", "classifier", "mean"] = Field(
+        default="auto",
+        description="What the layer reads: the classifier's own input, or the mean over token states; "
+        "auto = classifier for images, mean for texts.",
+    )
+    standardise: bool = Field(
+        default=False, description="Shift and scale each feature to mean 0, deviation 1 on the training part."
+    )
+    frozen: Literal["zero", "random"] = Field(
+        default="zero", description="The layer's weight W0, which no adapter changes: all 0, or drawn with the seed."
+    )
+
+
 class TrainingConfig(Section):
     """The loop: HF Trainer's settings under short names."""
 
@@ -119,6 +135,11 @@ class RunConfig(Section):
     model: str = Field(description="Hub id or local folder of a transformers model (safetensors).")
     task: Task = Field(default="text-classification", description="What is learned.")
     data: DataConfig = Field(default_factory=DataConfig, description=str(DataConfig.__doc__))
+    scope: Literal["whole", "head"] = Field(
+        default="whole",
+        description="What is adapted: the whole model, or only its classification layer, on cached features.",
+    )
+    head: HeadSettings = Field(default_factory=HeadSettings, description=str(HeadSettings.__doc__))
     method: str = Field(default="rm-lora", description="A method listed by `rmlora methods`.")
     method_args: dict[str, Any] = Field(
         default_factory=dict, description="The method's own settings, e.g. {weight: 1.0e-4, directions: 0.5}."
@@ -153,6 +174,6 @@ def section_names() -> list[str]:
 
     Example:
         >>> section_names()
-        ['data', 'lora', 'training']
+        ['data', 'head', 'lora', 'training']
     """
     return sorted({name.split(".")[0] for name in setting_names() if "." in name})
