@@ -17,17 +17,24 @@ from rmlora.run.choice import complete
 from rmlora.run.curves import plot_curves
 from rmlora.run.environment import continue_environment, describe_environment
 from rmlora.run.folder import RunFolder, check_folder, checkpoint_step, open_folder
+from rmlora.run.inference import count_inference
 from rmlora.run.plan import Plan, make_plan
 from rmlora.run.progress import ShowProgress
 from rmlora.run.record import RecordEpochs, best_row
 from rmlora.run.show import show_header, show_plan, show_result
+from rmlora.run.sources import Sources
 from rmlora.run.trainer import make_trainer, quieten
 from rmlora.run.weights import initial_factors, save_weights
 from rmlora.run.wording import say
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    sources: Sources | None = None,
 ) -> dict[str, Any]:
     """Train one model by one method and write the run's folder.
 
@@ -40,6 +47,7 @@ def train(
             beginning if there is none; do nothing if the run is finished.
         overwrite: replace a run that is in the folder.
         console: where to say what happens; None says nothing.
+        sources: where examples and model come from; None reads them from disk.
 
     Returns:
         What result.json holds: best and last epoch, counts, times.
@@ -55,7 +63,7 @@ def train(
         if check_folder(folder, config, resume, overwrite):
             say(console, f"The run in {folder.path} is finished; nothing to do.")
             return dict(json.loads(folder.result.read_text(encoding="utf-8")))
-        plan = make_plan(config)
+        plan = make_plan(config, sources)
         show_header(console, plan)
         return _run(plan, folder, resume, overwrite, console)
     finally:
@@ -106,6 +114,7 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         return {}
     result = _summarise(plan, folder, trainer.state.global_step, time.monotonic() - begun)
     result["files"] = save_weights(plan, initial, folder.path)
+    result["parameters"] |= count_inference(folder.path, plan.counts)
     model = "/".join(Path(plan.config.model).parts[-2:])
     title = f"{plan.config.method} on {model}, {len(plan.data.eval)} held out"
     plot_curves(folder, folder.rows(), plan.metric, title)

@@ -24,6 +24,7 @@ def test_a_run_leaves_everything_that_is_known_about_it(tmp_path: Path, bert: Pa
         "curves.png",
         "environment.json",
         "metrics.jsonl",
+        "predictions.safetensors",
         "result.json",
     }
     result = json.loads((output / "result.json").read_text())

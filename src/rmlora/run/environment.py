@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,13 @@ def hash_tree(path: Path) -> str:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
+    state = path.stat()
+    return _hash(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _hash(path: Path, changed: int, size: int) -> str:
+    """Hash a file once for as long as it does not change: runs of one process share their model."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

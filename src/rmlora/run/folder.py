@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def predictions(self) -> Path:
+        """The last epoch's answers to the held-out examples."""
+        return self.path / "predictions.safetensors"
+
+    @property
     def curves(self) -> Path:
         """The plot."""
         return self.path / "curves.png"
@@ -172,7 +177,7 @@ def _clear(folder: RunFolder) -> None:
     if folder.result.is_file():
         written = list(json.loads(folder.result.read_text(encoding="utf-8")).get("files", []))
     named = (folder.config, folder.environment, folder.metrics, folder.result, folder.curves, folder.card)
-    for path in (*named, *(folder.path / Path(name).name for name in written)):
+    for path in (*named, folder.predictions, *(folder.path / Path(name).name for name in written)):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 

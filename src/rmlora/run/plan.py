@@ -19,7 +19,8 @@ from rmlora.pairs import Pair
 from rmlora.run.arguments import training_arguments
 from rmlora.run.choice import choose_method, describe_links
 from rmlora.run.folder import RunFolder
-from rmlora.tasks.data import TaskData, load_data
+from rmlora.run.sources import Sources
+from rmlora.tasks.data import TaskData
 from rmlora.tasks.metrics import choose_metric
 
 
@@ -66,6 +67,7 @@ class Plan:
         metric: decides the best epoch.
         counts: of parameters.
         arguments: of the HF Trainer.
+        sources: where encodings come from.
     """
 
     config: RunConfig
@@ -79,6 +81,7 @@ class Plan:
     metric: str
     counts: Counts
     arguments: Any
+    sources: Sources
 
     @property
     def pairs(self) -> Sequence[Pair]:
@@ -93,28 +96,30 @@ class Plan:
         return math.ceil(batches / training.gradient_accumulation_steps)
 
 
-def make_plan(config: RunConfig) -> Plan:
+def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     """Read the data, load the model, adapt it and attach the method.
 
     Args:
         config: complete.
+        sources: where examples and model come from; None reads them from disk.
 
     Raises:
         RmloraError: whatever would stop the run later; nothing has been written.
     """
     from rmlora import attach
     from rmlora.adapting import add_adapter
-    from rmlora.modeling import load_model
 
+    if config.scope == "head":
+        raise ConfigError("scope=head is not trained through the whole model; call rmlora.heads.train_head")
     method = choose_method(config)
     transform = method.build(**config.method_args)
     check_device(config)
-    data = load_data(config.data, config.task, config.training.seed)
+    sources = sources or Sources()
+    data = sources.data(config)
     num_labels = 1 if data.classes is None else len(data.classes)
     metric = choose_metric(config.training.metric, config.task, num_labels)
     arguments = training_arguments(config, RunFolder(Path(str(config.output))), metric)
-    _seed(config.training.seed)
-    loaded = load_model(config, data)
+    loaded = sources.model(config, data, _seed)
     if method.trains_base:
         model, handle = loaded.model, None
     else:
@@ -132,6 +137,7 @@ def make_plan(config: RunConfig) -> Plan:
         metric=metric,
         counts=count_parameters(model),
         arguments=arguments,
+        sources=sources,
     )
 
 

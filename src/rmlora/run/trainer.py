@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, Trainer
 
 from rmlora.config import Task
+from rmlora.run.folder import RunFolder
 from rmlora.run.plan import Plan
+from rmlora.run.predictions import KeepPredictions
 from rmlora.tasks.calibration import expected_calibration_error
 from rmlora.tasks.data import Examples
 from rmlora.tasks.encode import ImageExamples, collate_images, encode_texts, head_of, pad_texts
@@ -24,19 +27,24 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
         plan: of the run.
         callbacks: what records and shows; run in this order.
     """
-    train, held_out = encode(plan, plan.data.train), encode(plan, plan.data.eval)
+    examples = {"train": plan.data.train, "eval": plan.data.eval}
+    train, held_out = (
+        plan.sources.encoded(plan.config, part, lambda own=own: encode(plan, own))  # type: ignore[misc]
+        for part, own in examples.items()
+    )
     count = plan.config.training.train_eval_examples
     parts = {"train": head_of(train, count, plan.config.training.seed)} if count else {}
     task = plan.config.task
     is_image = task == "image-classification"
+    predictions = KeepPredictions(RunFolder(Path(str(plan.config.output))), task)
     trainer = Trainer(
         model=plan.model,
         args=plan.arguments,
         train_dataset=train,
         eval_dataset={**parts, "eval": held_out},
         data_collator=collate_images(plan.processor) if is_image else pad_texts(plan.processor),
-        compute_metrics=lambda output: measure_outputs(output, task),
-        callbacks=list(callbacks),
+        compute_metrics=predictions.watch(lambda output: measure_outputs(output, task)),
+        callbacks=[predictions, *callbacks],
     )
     # Classifiers take any keyword but average their loss over the batch at hand. Left to itself the Trainer believes
     # they divide by the items of the whole step, and their gradient grows with accumulation and with processes.

@@ -1,0 +1,44 @@
+"""Keeping the last epoch's answers to the held-out examples, for whoever compares runs example by example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+
+from rmlora.config import Task
+from rmlora.files import write_bytes
+from rmlora.run.folder import RunFolder
+from rmlora.tasks.predictions import answers
+
+
+class KeepPredictions(TrainerCallback):  # type: ignore[misc]
+    """See every evaluation's answers, and write those of the last one to predictions.safetensors.
+
+    They are written before the epoch's row and its checkpoint, so a resumed run that has nothing left to train has
+    them already.
+    """
+
+    def __init__(self, folder: RunFolder, task: Task) -> None:
+        self.folder = folder
+        self.task = task
+        self.latest: tuple[Any, Any] | None = None
+
+    def watch(self, measure: Callable[[Any], dict[str, float]]) -> Callable[[Any], dict[str, float]]:
+        """Return `measure`, remembering the answers it is given until the next."""
+
+        def watched(output: Any) -> dict[str, float]:
+            self.latest = (output.predictions, output.label_ids)
+            return measure(output)
+
+        return watched
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
+        """Write the held-out part's answers once the last epoch is evaluated."""
+        is_last = round(state.epoch) >= args.num_train_epochs
+        if self.latest is None or "eval_eval_loss" not in metrics or not (is_last and state.is_world_process_zero):
+            return
+        from safetensors.numpy import save
+
+        write_bytes(self.folder.predictions, save(answers(*self.latest, self.task)))
