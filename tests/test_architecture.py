@@ -20,7 +20,7 @@ LONG_FUNCTIONS = {
 }
 BANNED_WORDS = ("util", "helper", "manager")
 PRINTS = ("cli", "analysis.present", "demo")
-SEEDS = ("train", "demo", "cli")
+SEEDS = ("train", "heads", "demo", "cli")
 GLOBAL_SEEDS = ("torch.manual_seed", "torch.cuda.manual_seed_all", "torch.seed", "set_seed", "seed_everything")
 PRIVATE_GENERATORS = ("random.Random", "np.random.default_rng", "np.random.Generator")
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "cloudpickle", "marshal"}
@@ -52,8 +52,14 @@ LAYERS: dict[str, Layer] = {
     "tasks": Layer(("tasks", "config", "config_source"), ("errors", "ground")),
     "models": Layer(("modeling", "adapting"), ("errors", "ground", "analysis", "tasks")),
     "train": Layer(("run", "train"), (*LIBRARY, "package", "analysis", "tasks", "models")),
+    "heads": Layer(("heads",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
+    "compare": Layer(("compare",), (*LIBRARY, "package", "analysis", "tasks", "models", "train", "heads")),
+    "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),
     "demo": Layer(("demo",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
-    "cli": Layer(("cli", "__main__"), (*LIBRARY, "package", "analysis", "tasks", "models", "train", "demo")),
+    "cli": Layer(
+        ("cli", "__main__", "commands"),
+        (*LIBRARY, "package", "analysis", "tasks", "models", "train", "heads", "compare", "report", "demo"),
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""Comparing methods: studies, statistics, verdicts."""
