@@ -27,12 +27,12 @@ class Arm:
 
 ARMS: tuple[Arm, ...] = (
     Arm("full", "full", 0, 2e-3),
-    Arm("LoRA r=4", "lora", 4, 8e-3),
-    Arm("R-LoRA r=4", "r-lora", 4, 8e-3),
-    Arm("GM-LoRA 2 of 4", "gm-lora", 4, 8e-3, {"directions": 2}),
+    Arm("LoRA r=4", "lora", 4, 1.6e-2),
+    Arm("R-LoRA r=4", "r-lora", 4, 1.6e-2),
+    Arm("GM-LoRA 2 of 4", "gm-lora", 4, 1.6e-2, {"directions": 2}),
     Arm("RM-LoRA 2 of 4", "rm-lora", 4, 8e-3, {"directions": 2}),
-    Arm("LoRA r=32", "lora", 32, 2e-3),
-    Arm("GM-LoRA 4 of 32", "gm-lora", 32, 4e-3, {"directions": 4}),
+    Arm("LoRA r=32", "lora", 32, 4e-3),
+    Arm("GM-LoRA 4 of 32", "gm-lora", 32, 8e-3, {"directions": 4}),
     Arm("RM-LoRA 4 of 32", "rm-lora", 32, 4e-3, {"directions": 4}),
 )
 
