@@ -14,7 +14,7 @@ class Arm:
         method: its name in METHODS.
         r: directions per module; 0 where there is no adapter.
         learning_rate: AdamW's, decayed linearly to 0. Chosen for each arm from the same grid, on other seeds and on
-            pool examples outside the test set: benchmarks/2026-11-22-demo-learning-rates.
+            pool examples outside the test set: benchmarks/2026-11-22_demo_learning_rates.
         knobs: what the method is built with; everything else is its default.
     """
 
