@@ -100,9 +100,10 @@ def load_processor(config: RunConfig, model: Any) -> Any:
 
     with _loading(config.model, "the preprocessing"):
         if config.task == "image-classification":
-            return transformers.AutoImageProcessor.from_pretrained(
-                config.model, trust_remote_code=config.trust_remote_code
-            )
+            # the name at the top of the package asks for torchvision, which most processors do without
+            from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+            return AutoImageProcessor.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
         tokenizer = transformers.AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
