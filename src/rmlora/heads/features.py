@@ -1,0 +1,147 @@
+"""The features of a run's examples: from the cache, or computed and put there."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmlora.config import RunConfig
+from rmlora.heads.cache import cache_file, keep, recall
+from rmlora.modeling import check_model_name
+from rmlora.run.environment import hash_file
+from rmlora.tasks.data import Examples, TaskData
+
+FORMAT = 1
+"""Part of every cache key: raise it when the meaning of a feature changes."""
+
+_MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.py")
+_VERSIONS = ("torch", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a classification layer is trained on.
+
+    Attributes:
+        train: `(n, d)` float32, standardised if the configuration says so.
+        eval: `(m, d)`, shifted and scaled by the same numbers.
+        shift: `(d,)` subtracted from each feature; 0 where not standardised.
+        spread: `(d,)` divided by; 1 where not standardised.
+        backbone: parameters of the model that computed them, without a classification layer.
+        computed: whether the backbone had to run; False if all came from the cache.
+    """
+
+    train: Tensor
+    eval: Tensor
+    shift: Tensor
+    spread: Tensor
+    backbone: int
+    computed: bool
+
+
+def load_features(config: RunConfig, data: TaskData) -> Features:
+    """Return the features of both parts of the data.
+
+    Each part has a file of its own, named by a hash of the model's files (or Hub commit), of the part's inputs and of
+    the settings and versions a feature depends on; a file that is missing or damaged is computed anew.
+
+    Args:
+        config: of the run.
+        data: checked examples.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or has no such feature.
+    """
+    check_model_name(config.model)
+    known = _settings(config)
+    parts = (data.train, data.eval)
+    files = [cache_file(known | {"inputs": hash_inputs(part)}) for part in parts]
+    found = [recall(file, len(part)) for file, part in zip(files, parts, strict=True)]
+    missing = [i for i, each in enumerate(found) if each is None]
+    if missing:
+        from rmlora.heads.backbone import compute_features
+
+        tensors, backbone = compute_features(config, data, [parts[i] for i in missing])
+        for i, tensor in zip(missing, tensors, strict=True):
+            found[i] = (tensor, {"backbone": str(backbone)})
+            keep(files[i], tensor, {"backbone": str(backbone), "model": config.model})
+    train, held_out = (each[0] for each in found if each is not None)
+    backbone = next(int(each[1]["backbone"]) for each in found if each is not None)
+    return standardise(train, held_out, config.head.standardise, backbone, bool(missing))
+
+
+def standardise(train: Tensor, held_out: Tensor, wanted: bool, backbone: int, computed: bool) -> Features:
+    """Shift and scale each feature to mean 0 and deviation 1 over the training part; a constant one is only shifted.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+        >>> standardise(x, x[:1], True, 0, False).eval
+        tensor([[-1.,  0.]])
+    """
+    shift, spread = torch.zeros(train.shape[1]), torch.ones(train.shape[1])
+    if wanted:
+        shift, deviation = train.mean(0), train.std(0, correction=0)
+        spread = torch.where(deviation > 0, deviation, spread)
+    return Features((train - shift) / spread, (held_out - shift) / spread, shift, spread, backbone, computed)
+
+
+def hash_inputs(examples: Examples) -> str:
+    """Hash the inputs of examples, in order, whatever they are: texts, arrays, files or opened images."""
+    digest = hashlib.sha256()
+    for column in examples.inputs:
+        digest.update(b"column\0")
+        for value in column:
+            content = _content(value)
+            digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def hash_model(name: str, trust_remote_code: bool = False) -> Any:
+    """Identify a model: the hashes of its files if it is a folder, else its Hub commit."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = sorted({p for pattern in _MODEL_FILES for p in folder.glob(pattern)})
+        return {p.name: _hash(p, p.stat().st_size, p.stat().st_mtime_ns) for p in files}
+    from transformers import AutoConfig
+
+    known = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    return {"name": name, "commit": getattr(known, "_commit_hash", None)}
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    is_text = config.task != "image-classification"
+    return {
+        "format": FORMAT,
+        "model": hash_model(config.model, config.trust_remote_code),
+        "features": ("mean" if is_text else "classifier") if config.head.features == "auto" else config.head.features,
+        "max_length": config.data.max_length if is_text else None,
+        "versions": {name: version(name) for name in _VERSIONS},
+    }
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash a file once per process as long as it does not change: a grid asks hundreds of times."""
+    return hash_file(path)
+
+
+def _content(value: Any) -> bytes:
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        # of an image this is a path; a text that happens to name a file hashes like any other text
+        is_image = value.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"))
+        file = Path(value) if is_image else None
+        return hash_file(file).encode() if file is not None and file.is_file() else value.encode()
+    shape = f"{getattr(value, 'mode', '')}{getattr(value, 'dtype', '')}{getattr(value, 'shape', '')}"
+    shape += str(getattr(value, "size", ""))
+    return shape.encode() + bytes(value.tobytes())

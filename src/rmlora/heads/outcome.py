@@ -1,0 +1,120 @@
+"""What a run of the classification layer leaves: its result, its predictions, its layer, what it depended on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmlora.config import RunConfig, Task
+from rmlora.files import write_bytes
+from rmlora.heads.features import Features, hash_model
+from rmlora.heads.layer import Layer
+from rmlora.heads.measures import spectrum
+from rmlora.methods import METHODS
+from rmlora.run.choice import describe_links
+from rmlora.run.environment import describe_environment
+from rmlora.run.folder import RunFolder
+from rmlora.run.record import best_row
+from rmlora.tasks.data import TaskData
+from rmlora.tasks.predictions import answers
+
+HEAD = "head.safetensors"
+
+
+def summarise(
+    config: RunConfig,
+    data: TaskData,
+    layer: Layer,
+    rows: Sequence[dict[str, Any]],
+    metric: str,
+    features: Features,
+    seconds: float,
+) -> dict[str, Any]:
+    """Put a finished run into one record: best epoch, last epoch, and what they are to be seen against."""
+    method = METHODS[config.method]
+    return {
+        "model": config.model,
+        "scope": "head",
+        "method": config.method,
+        "method_args": config.method_args,
+        "links": describe_links(method.build(**config.method_args)),
+        "task": config.task,
+        "seed": config.training.seed,
+        "metric": metric,
+        "best": best_row(rows, metric),
+        "last": rows[-1],
+        "saved": "last",
+        "majority": data.majority,
+        "examples": {"train": len(data.train), "eval": len(data.eval)},
+        "parameters": count_parameters(layer, features.backbone),
+        "spectra": {"classifier": [round(value, 7) for value in spectrum(layer).tolist()]},
+        "features": {"size": features.train.shape[1], "computed": features.computed},
+        "steps": rows[-1]["step"],
+        "seconds": round(seconds, 2),
+        "files": [HEAD],
+    }
+
+
+def count_parameters(layer: Layer, backbone: int) -> dict[str, int]:
+    """Count parameters by role: `head` is the bias, `base` the weight where it is trained itself.
+
+    Args:
+        layer: trained.
+        backbone: parameters of the frozen model in front of it.
+
+    Returns:
+        adapter, head, base, trainable (T), frozen; inference_adapter, entries of the directions left, those with an
+        all-zero row of A or column of B not counted, and inference (I), these and whatever else was trained.
+    """
+    outputs, d_in = layer.W0.shape
+    adapter = sum(p.numel() for pair in layer.handle.pairs for p in pair.parameters) if layer.handle else 0
+    base = 0 if layer.handle else outputs * d_in
+    A, B, _ = layer.update()
+    used = int((A.ne(0).any(1) & B.ne(0).any(0)).sum()) * (outputs + d_in) if layer.handle else 0
+    return {
+        "adapter": adapter,
+        "head": outputs,
+        "base": base,
+        "trainable": adapter + base + outputs,
+        "inference_adapter": used,
+        "inference": used + base + outputs,
+        "frozen": backbone + (outputs * d_in if layer.handle else 0),
+    }
+
+
+def write_predictions(place: RunFolder, outputs: Tensor, data: TaskData, task: Task) -> None:
+    """Write predictions.safetensors: answers and labels of the held-out part after the last epoch.
+
+    Args:
+        place: the run's folder.
+        outputs: `(n, classes)`, or `(n, 1)` of a regression.
+        data: for the labels.
+        task: kind of task.
+    """
+    from safetensors.numpy import save
+
+    write_bytes(place.predictions, save(answers(outputs.numpy(), data.eval.labels, task)))
+
+
+@torch.no_grad()
+def write_head(folder: Path, layer: Layer, features: Features) -> None:
+    """Write head.safetensors: weight `(outputs, d)` and bias of a plain linear layer on the backbone's own features.
+
+    The adapter is merged and the standardisation folded in: W (x - shift) / spread + b = W' x + b'.
+    """
+    from safetensors.torch import save
+
+    weight = layer.weight().cpu().double() / features.spread.double()
+    bias = layer.linear.bias.detach().cpu().double() - weight @ features.shift.double()
+    tensors = {"weight": weight.float().contiguous(), "bias": bias.float()}
+    write_bytes(folder / HEAD, save(tensors, metadata={"format": "pt"}))
+
+
+def describe_run(config: RunConfig, data: TaskData) -> dict[str, Any]:
+    """Collect versions, machine and hashes of model and data, without loading the model."""
+    environment = describe_environment(config.model, None, data.files)
+    return environment | {"model": {"name": config.model, "files": hash_model(config.model, config.trust_remote_code)}}
