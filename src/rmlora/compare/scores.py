@@ -75,6 +75,16 @@ def score_of(metric: str, outputs: Array, labels: Array) -> Score | None:
     return Score(np.concatenate([(guess == truth).astype(np.float64)[:, None], eye[guess], eye[truth]], 1), _matthews)
 
 
+def mean_score(values: Array) -> Score:
+    """Build the score of a metric that is a mean over examples, from its value for each, `(n,)`.
+
+    Example:
+        >>> mean_score(np.array([1.0, 0.0])).value()
+        0.5
+    """
+    return Score(values[:, None], lambda sums, n: sums[..., 0] / n)
+
+
 def _stack(*columns: NDArray[np.bool_]) -> Array:
     return np.stack([column.astype(np.float64) for column in columns], axis=1)
 
