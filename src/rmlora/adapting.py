@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,24 @@ def lora_config(loaded: Loaded, config: RunConfig) -> Any:
 
 
 def alpha(settings: LoraSettings) -> int | float:
-    """Return lora_alpha: 2 r unless it was set, so that the scale alpha / r does not shrink as r grows.
+    """Return lora_alpha: 2 r unless it, or the scale, was set, so that alpha / r does not shrink as r grows.
+
+    Raises:
+        ConfigError: lora_alpha and scale are both set, and disagree.
 
     Example:
-        >>> alpha(LoraSettings(r=4)), alpha(LoraSettings(r=4, lora_alpha=16))
-        (8, 16)
+        >>> alpha(LoraSettings(r=4)), alpha(LoraSettings(r=4, lora_alpha=16)), alpha(LoraSettings(r=4, scale=1))
+        (8, 16, 4)
     """
     value = 2 * settings.r if settings.lora_alpha is None else settings.lora_alpha
+    if settings.scale is not None:
+        scaled = settings.scale * (math.sqrt(settings.r) if settings.use_rslora else settings.r)
+        if settings.lora_alpha is not None and not math.isclose(scaled, settings.lora_alpha):
+            raise ConfigError(
+                f"lora.scale={settings.scale:g} at r={settings.r} means lora_alpha={scaled:g}, "
+                f"but lora_alpha is {settings.lora_alpha}: give one of them"
+            )
+        value = scaled
     return int(value) if float(value).is_integer() else value
 
 

@@ -67,6 +67,9 @@ class LoraSettings(Section):
     lora_alpha: int | float | None = Field(
         default=None, gt=0, description="Numerator of the scale alpha / r; default: 2 r."
     )
+    scale: float | None = Field(
+        default=None, gt=0, description="The scale s of s B A itself, the same at every r; instead of lora_alpha."
+    )
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Probability with which an input of A is dropped.")
     target_modules: str | list[str] = Field(
         default="auto",

@@ -100,6 +100,7 @@ def _adapter_settings(config: RunConfig) -> LoraSettings:
     names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
     found: dict[str, Any] = {name: stored[name] for name in names if name in stored}
     found["target_modules"] = stored.get("target_modules", "auto")
+    found["scale"] = found["lora_alpha"] / (found["r"] ** (0.5 if found.get("use_rslora") else 1))
     for name in config.lora.model_fields_set & found.keys():
         wanted = getattr(config.lora, name)
         if name != "target_modules" and wanted is not None and wanted != found[name]:
