@@ -46,7 +46,7 @@ def describe_environment(model_name: str, model: Any, data_files: Iterable[Path]
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: package_version(name) for name in PACKAGES},
         "git": git_state(Path.cwd()),
         "machine": describe_machine(),
         "model": describe_model(model_name, model),
@@ -160,7 +160,13 @@ def _git(folder: Path, *words: str) -> str | None:
     return done.stdout.strip()
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, or None.
+
+    Example:
+        >>> package_version("no-such-package") is None
+        True
+    """
     try:
         return version(package)
     except PackageNotFoundError:

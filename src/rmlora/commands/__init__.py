@@ -1,0 +1,1 @@
+"""Commands of the program, each in its own file with a function `add`."""

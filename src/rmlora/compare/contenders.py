@@ -1,0 +1,87 @@
+"""The methods of a study with every knob settled: grids expanded, learning rates assigned."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from rmlora.compare.study import Study
+from rmlora.config import Section
+from rmlora.errors import ConfigError, nearest
+from rmlora.methods import METHODS
+
+
+class Contender(Section):
+    """A method with all its knobs settled, as it takes part in the study.
+
+    Attributes:
+        label: its display name; of a grid with the knobs that vary.
+        entry: label of the entry it comes from, by which learning rates are given.
+    """
+
+    label: str
+    entry: str
+    method: str
+    args: dict[str, Any]
+    rates: tuple[float, ...]
+
+
+def contenders(study: Study) -> list[Contender]:
+    """List the methods that take part, grids expanded, in the order of the study.
+
+    Raises:
+        ConfigError: no such method, or learning rates for a label that is none.
+        MethodError: a knob does not exist or its value is out of range.
+    """
+    labels = [entry.label or entry.name for entry in study.methods]
+    rates = study.learning_rates
+    if isinstance(rates, dict):
+        for label in rates:
+            if label not in labels:
+                raise ConfigError(f'learning_rates: no method is labelled "{label}"{nearest(label, labels)}')
+    found = []
+    for entry, label in zip(study.methods, labels, strict=True):
+        if entry.name not in METHODS:
+            known = list(METHODS)
+            raise ConfigError(
+                f'unknown method "{entry.name}"{nearest(entry.name, known)}; there are {", ".join(known)}'
+            )
+        own = rates.get(label) if isinstance(rates, dict) else rates
+        if not own:
+            raise ConfigError(f'learning_rates has none for the method "{label}"')
+        refuse_twice(f"learning rate of {label}", own)
+        if min(own) <= 0:
+            raise ConfigError(f"learning_rates of {label}: must be above 0, got {min(own)}")
+        for name, args in _grid(label, entry.args):
+            METHODS[entry.name].build(**args)
+            found.append(Contender(label=name, entry=label, method=entry.name, args=args, rates=tuple(own)))
+    return found
+
+
+def selects(study: Study) -> bool:
+    """Whether there is anything to select: with one learning rate per method there is not."""
+    return any(len(contender.rates) > 1 for contender in contenders(study))
+
+
+def refuse_twice(what: str, values: Sequence[Hashable]) -> None:
+    """Refuse a list that names a value twice.
+
+    Raises:
+        ConfigError: it does.
+    """
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"duplicated cell: {what} {twice} is given twice")
+
+
+def _grid(label: str, args: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    varied = [name for name, value in args.items() if isinstance(value, list)]
+    points = []
+    for values in itertools.product(*(args[name] for name in varied)):
+        chosen = dict(zip(varied, values, strict=True))
+        text = "".join(
+            f" {name}={value:g}" if isinstance(value, float) else f" {name}={value}" for name, value in chosen.items()
+        )
+        points.append((label + text, args | chosen))
+    return points

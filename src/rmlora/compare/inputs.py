@@ -1,0 +1,84 @@
+"""What a study depends on outside its file: versions, machine, and hashes of its models and data."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from rmlora.compare.store import Store
+from rmlora.compare.study import Study
+from rmlora.errors import StateError
+from rmlora.files import write_text
+from rmlora.run.environment import PACKAGES, describe_machine, git_state, hash_tree, package_version
+
+_MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+
+def note_inputs(study: Study, store: Store) -> dict[str, Any]:
+    """Write environment.json, or compare with the one that is there and add what is new.
+
+    Args:
+        study: to be run now.
+        store: its folder.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        StateError: a model or data file has changed since the study began, so its cells could not be compared.
+    """
+    now = describe_inputs(study)
+    before = _read(store.environment)
+    if before is not None:
+        for kind in ("models", "data"):
+            for name, digest in now[kind].items():
+                if before.get(kind, {}).get(name, digest) != digest:
+                    raise StateError(
+                        f'"{name}" has changed since the study in "{store.path}" began, so its cells could not be '
+                        "compared; give another output, or put the file back"
+                    )
+            now[kind] = before.get(kind, {}) | now[kind]
+        later = {name: now[name] for name in ("command", "python", "versions", "git", "machine")}
+        known = [{name: before.get(name) for name in later}, *before.get("continued", [])]
+        new = [] if any(_same(later, one) for one in known) else [later]
+        now = {**now, **known[0], "continued": [*before.get("continued", []), *new]}
+    write_text(store.environment, json.dumps(now, indent=2) + "\n")
+    return now
+
+
+def describe_inputs(study: Study) -> dict[str, Any]:
+    """Collect versions, machine and hashes; what comes from a Hub is named only."""
+    files = dict.fromkeys(f for task in study.tasks for f in (task.data.train, task.data.eval) if f)
+    paths = {name: Path(name).expanduser() for name in files}
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "versions": {name: package_version(name) for name in PACKAGES},
+        "git": git_state(Path.cwd()),
+        "machine": describe_machine(),
+        "models": {name: _describe_model(name) for name in study.models},
+        "data": {name: hash_tree(path) for name, path in paths.items() if path.exists()},
+    }
+
+
+def _describe_model(name: str) -> dict[str, str] | None:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    files = sorted({p for pattern in _MODEL_FILES for p in folder.glob(pattern)})
+    return {p.name: hash_tree(p) for p in files}
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(a[name] == b[name] for name in ("python", "versions", "machine"))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return told if isinstance(told, dict) else None
