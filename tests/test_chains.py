@@ -9,14 +9,6 @@ from tests import toys
 from tests.dummies import DescendBySign, GateDirections, NeedsReplicas
 
 
-def outputs(model, dtype=torch.float64):
-    model.eval()
-    with torch.no_grad():
-        value = model(toys.batch(77, dtype)[0])
-    model.train()
-    return value
-
-
 def test_a_link_that_owns_the_update_discards_the_optimizers_own():
     model = toys.make_model(dropout=0.0)
     handle = rmlora.attach(model, DescendBySign())
@@ -63,12 +55,12 @@ def test_only_carries_state_and_forward_hooks():
     model = toys.make_model(dropout=0.0)
     handle = rmlora.attach(model, rmlora.only(r"^2$", GateDirections()))
     toys.train(model, steps=3)
-    gated = outputs(model)
+    gated = toys.outputs(model)
     folded = handle.fold()
     assert torch.equal(folded["0"][0], handle.pairs[0].A)
     assert not torch.equal(folded["2"][0], handle.pairs[1].A)
     handle.detach()
-    torch.testing.assert_close(outputs(model), gated, rtol=0, atol=1e-12)
+    torch.testing.assert_close(toys.outputs(model), gated, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,18 @@ from tests import toys
 from tests.dummies import DropInputs, GateDirections
 
 
-def outputs(model, dtype=torch.float64):
-    model.eval()
-    with torch.no_grad():
-        value = model(toys.batch(77, dtype)[0])
-    model.train()
-    return value
-
-
 def test_a_gate_acts_in_the_forward_pass_and_fold_gives_the_same_outputs():
     model = toys.make_model(dropout=0.0)
     handle = rmlora.attach(model, rmlora.chain(GateDirections(), rmlora.AddOrthogonality(1e-3)))
     toys.train(model, steps=4)
-    gated = outputs(model)
+    gated = toys.outputs(model)
     folded = handle.fold()
     live = {pair.name: (pair.A.detach().clone(), pair.B.detach().clone()) for pair in handle.pairs}
     assert any(not torch.equal(folded[name][0], A) for name, (A, _) in live.items())
     for pair in handle.pairs:
         assert torch.equal(pair.A, live[pair.name][0])
     handle.detach()
-    torch.testing.assert_close(outputs(model), gated, rtol=0, atol=1e-12)
+    torch.testing.assert_close(toys.outputs(model), gated, rtol=0, atol=1e-12)
     assert type(model.base_model.model[0].lora_A["default"]) is torch.nn.Linear
 
 
@@ -45,7 +37,7 @@ def test_a_gated_adapter_is_saved_folded_without_touching_the_live_factors(tmp_p
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert not torch.equal(saved["base_model.model.0.lora_A.weight"], handle.pairs[0].A)
     reloaded = PeftModel.from_pretrained(toys.make_base(), tmp_path, autocast_adapter_dtype=False)
-    torch.testing.assert_close(outputs(reloaded), outputs(model), rtol=0, atol=1e-12)
+    torch.testing.assert_close(toys.outputs(reloaded), toys.outputs(model), rtol=0, atol=1e-12)
     assert (tmp_path / STATE_FILE).is_file()
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -72,7 +64,7 @@ def test_a_gated_adapter_resumes_from_the_state_beside_it(tmp_path):
     toys.train(second, resumed, steps=4, start=3)
     assert handle.step == 7
     toys.assert_equal_weights(toys.weights(straight), toys.weights(second))
-    assert torch.equal(outputs(straight), outputs(second))
+    assert torch.equal(toys.outputs(straight), toys.outputs(second))
 
 
 def test_state_beside_another_adapter_file_is_refused(tmp_path):
@@ -95,8 +87,8 @@ def test_merging_a_gated_adapter_keeps_its_outputs():
     model = toys.make_model(dropout=0.0)
     rmlora.attach(model, GateDirections())
     toys.train(model, steps=3)
-    gated = outputs(model)
-    torch.testing.assert_close(outputs(model.merge_and_unload()), gated, rtol=0, atol=1e-12)
+    gated = toys.outputs(model)
+    torch.testing.assert_close(toys.outputs(model.merge_and_unload()), gated, rtol=0, atol=1e-12)
 
 
 def test_tensors_of_the_state_travel_with_the_optimizer_in_their_own_dtype():
@@ -145,9 +137,9 @@ def test_outputs_and_inputs_hooks_fold():
     model = toys.make_model(dropout=0.0)
     handle = rmlora.attach(model, DropInputs())
     toys.train(model, steps=2)
-    gated = outputs(model)
+    gated = toys.outputs(model)
     handle.detach()
-    torch.testing.assert_close(outputs(model), gated, rtol=0, atol=1e-12)
+    torch.testing.assert_close(toys.outputs(model), gated, rtol=0, atol=1e-12)
 
 
 def test_forward_hooks_refuse_variants_with_another_forward_pass():

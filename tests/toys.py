@@ -68,3 +68,12 @@ def assert_equal_weights(first, second):
 
 def differ(first, second):
     return any(not torch.equal(value, second[name]) for name, value in first.items())
+
+
+def outputs(model, dtype=torch.float64):
+    """What the model says in eval mode about a batch that no training step uses."""
+    model.eval()
+    with torch.no_grad():
+        value = model(batch(77, dtype)[0])
+    model.train()
+    return value

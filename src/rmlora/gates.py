@@ -7,16 +7,34 @@ pass is the parent's, operation for operation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 from rmlora.pairs import Pair
+from rmlora.transform import ForwardContext, Transform
 
-if TYPE_CHECKING:
-    from rmlora.live import LiveAdapter
+
+class Owner(Protocol):
+    """What a gate asks of the adapter it belongs to."""
+
+    located: bool
+    forward_hooks: frozenset[str]
+
+    @property
+    def method(self) -> Transform:
+        """The chain whose forward hooks act."""
+
+    def locate(self) -> None:
+        """Find the optimizer, and with it the step, before the first backward."""
+
+    def prepare(self) -> None:
+        """Draw the masks where the factors are now."""
+
+    def forward_state(self, pair: Pair, module: nn.Module) -> tuple[dict[str, Tensor], ForwardContext]:
+        """The pair's slices of the state, and what its forward hooks may know."""
 
 
 class Gate:
@@ -26,7 +44,7 @@ class Gate:
         kept: boolean `(r,)` view into the stack's mask, rewritten in place at every step; None when all learn.
     """
 
-    def __init__(self, adapter: LiveAdapter, pair: Pair, side: Literal["A", "B"]) -> None:
+    def __init__(self, adapter: Owner, pair: Pair, side: Literal["A", "B"]) -> None:
         self.adapter = adapter
         self.pair = pair
         self.side = side
@@ -122,7 +140,7 @@ def can_gate(pair: Pair) -> bool:
     return pair.calls_modules and all(type(module) in known for module in pair.factor_modules)
 
 
-def open_gates(pair: Pair, adapter: LiveAdapter) -> tuple[Gate, Gate]:
+def open_gates(pair: Pair, adapter: Owner) -> tuple[Gate, Gate]:
     """Swap the classes of a pair's factor modules for gated ones and return the gates (A, B)."""
     gates = Gate(adapter, pair, "A"), Gate(adapter, pair, "B")
     for module, gate in zip(pair.factor_modules, gates, strict=True):
