@@ -37,7 +37,7 @@ class Layer:
 LIBRARY = ("errors", "ground", "contract", "links", "methods", "engine", "attach", "sugar")
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
-    "ground": Layer(("files", "schedules", "draws", "pairs"), ("errors",)),
+    "ground": Layer(("files", "schedules", "draws", "leaves", "pairs"), ("errors",)),
     "contract": Layer(("transform", "combine", "restrict"), ("errors", "ground")),
     "links": Layer(("transforms",), ("errors", "ground", "contract")),
     "methods": Layer(("methods",), ("errors", "ground", "contract", "links")),

@@ -15,6 +15,7 @@ NAME, STEPS, SIZE, RANKS = "bert", 4, 4, 2
 METHODS = {
     "paper": rmlora.rm_lora(weight=1e-2, directions=2),
     "strict": rmlora.rm_lora(weight=1e-2, directions=2, preset="strict"),
+    "sora": rmlora.sora(1e-3),
 }
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs the gloo backend")
@@ -80,7 +81,7 @@ def test_ddp_masks_alike_and_ends_where_one_process_does(preset, order, ranks):
     alone = train(model, rmlora.attach(model, METHODS[preset]))
     assert first["masks"] == alone["masks"]
     assert first["step"] == alone["step"] == STEPS
-    assert alone["masks"][0] != alone["masks"][1]
+    assert preset == "sora" or alone["masks"][0] != alone["masks"][1]
     assert tiny.distance(first["weights"], alone["weights"]) <= 1e-6
 
 

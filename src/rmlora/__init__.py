@@ -10,11 +10,11 @@ from rmlora import schedules
 from rmlora.attach import Attached, attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
-from rmlora.methods import METHODS, gm_lora, lora, r_lora, rm_lora
+from rmlora.methods import METHODS, gm_lora, lora, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.restrict import only
 from rmlora.transform import Transform
-from rmlora.transforms import AddOrthogonality, ClipByGlobalNorm, FreezeHead, MaskDirections
+from rmlora.transforms import AddOrthogonality, ClipByGlobalNorm, FreezeHead, GateDirections, MaskDirections
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "Attached",
     "ClipByGlobalNorm",
     "FreezeHead",
+    "GateDirections",
     "MaskDirections",
     "RMLoraConfig",
     "RmloraError",
@@ -38,4 +39,5 @@ __all__ = [
     "r_lora",
     "rm_lora",
     "schedules",
+    "sora",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmlora.leaves import put_rows, take_rows
 from rmlora.optimizers import Group
 from rmlora.pairs import Factors, Kept, Stack
 from rmlora.transform import Context, State
@@ -22,17 +23,19 @@ class Active:
         rows: for each stack that takes part, its index and the rows of it.
         stacks: those rows as stacks.
         whole: whether that is every row of every stack, so that nothing has to be selected.
+        sizes: pairs of every stack, of those that take no part too.
     """
 
     rows: tuple[tuple[int, tuple[int, ...]], ...]
     stacks: tuple[Stack, ...]
     whole: bool
+    sizes: tuple[int, ...] = ()
 
     def take_state(self, state: State) -> State:
         """Select the rows of a state."""
         if self.whole:
             return state
-        return tuple({key: value[list(rows)] for key, value in state[i].items()} for i, rows in self.rows)
+        return tuple({key: take_rows(value, rows) for key, value in state[i].items()} for i, rows in self.rows)
 
     def put_state(self, state: State, part: State) -> State:
         """Return `state` with the rows replaced by `part`; a key new to the state is zero elsewhere."""
@@ -41,8 +44,7 @@ class Active:
         merged = [dict(tensors) for tensors in state]
         for (i, rows), tensors in zip(self.rows, part, strict=True):
             for key, value in tensors.items():
-                merged[i][key] = merged[i][key].clone() if key in merged[i] else _blank(value, len(state[i]))
-                merged[i][key][list(rows)] = value
+                merged[i][key] = put_rows(merged[i].get(key), value, rows, self.sizes[i])
         return tuple(merged)
 
     def take_kept(self, kept: Sequence[Kept | None]) -> tuple[Kept | None, ...]:
@@ -104,7 +106,7 @@ def find_active(stacks: Sequence[Stack], groups: dict[int, Group]) -> Active:
             rows.append((i, inside))
     whole = sum(len(inside) for _, inside in rows) == sum(map(len, stacks))
     chosen = tuple(stacks[i].renew() if whole else stacks[i].take(inside) for i, inside in rows)
-    return Active(tuple(rows), chosen, whole)
+    return Active(tuple(rows), chosen, whole, tuple(map(len, stacks)))
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -132,7 +134,3 @@ def _rows_of(kept: Kept | None, rows: tuple[int, ...]) -> Kept | None:
     if kept is None or len(rows) == kept.A.shape[0]:
         return kept
     return Kept(kept.A[list(rows)], kept.B[list(rows)])
-
-
-def _blank(value: Tensor, num: int) -> Tensor:
-    return value.new_zeros((num, *value.shape[1:]))

@@ -98,21 +98,25 @@ class Attached:
         Returns:
             `penalty`: Eq. 10 without its weight, `||A A^T - I||_F^2 + ||B^T B - I||_F^2`; `residual_A` and
             `residual_B`: its two parts; `overlap_A` and `overlap_B`: the off-diagonal share of each; `kept`: number
-            of directions that learn at the coming step, of `r`. All summed over modules; `modules` holds the same by
+            of directions that learn at the coming step, of `r`; and what the links report of themselves (SoRA: `open`
+            gates, and `silent`, 1 for a module without any). All summed over modules; `modules` holds the same by
             name, and `step` the optimizer steps so far.
         """
         kept = self.kept()
         modules: dict[str, dict[str, float]] = {}
-        for stack in self._binding.stacks:
+        for stack, reported in zip(self._binding.stacks, self._binding.report(), strict=True):
             now = stack.renew()
+            own = {key: value.tolist() for key, value in reported.items()}
             A, B = residual(gram_rows(now.A)), residual(gram_columns(now.B))
             columns = [A.total + B.total, A.total, B.total, A.overlap, B.overlap]
-            for pair, values in zip(stack.pairs, torch.stack(columns, dim=1).tolist(), strict=True):
+            for row, (pair, values) in enumerate(zip(stack.pairs, torch.stack(columns, dim=1).tolist(), strict=True)):
                 names = ("penalty", "residual_A", "residual_B", "overlap_A", "overlap_B")
                 modules[pair.name] = dict(zip(names, values, strict=True))
                 modules[pair.name] |= {"kept": len(kept[pair.name][0]), "r": pair.r}
+                modules[pair.name] |= {key: value[row] for key, value in own.items()}
         ordered = {pair.name: modules[pair.name] for pair in self._binding.pairs}
-        totals = {key: sum(values[key] for values in ordered.values()) for key in next(iter(ordered.values()), {})}
+        keys = dict.fromkeys(key for values in ordered.values() for key in values)
+        totals = {key: sum(values.get(key, 0) for values in ordered.values()) for key in keys}
         return {"step": self.step, **totals, "modules": ordered}
 
     def bind(self, optimizer: Optimizer) -> None:

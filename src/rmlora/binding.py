@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from rmlora.combine import Chain
 from rmlora.errors import AttachError, StateError
+from rmlora.leaves import Scalers
 from rmlora.live import FORWARD_HOOKS, LiveAdapter
 from rmlora.one_step import OneStep
 from rmlora.optimizers import (
@@ -38,6 +39,7 @@ class Binding(LiveAdapter):
     _optimizer: Callable[[], Optimizer | None]
     _optimizer_hooks: list[Any]
     _in_step: OneStep | Optimizer | None
+    _scalers: Scalers
 
     def __init__(self, method: Chain, adapter: str, seed: int, pairs: Iterable[Pair] = ()) -> None:
         self._forget_optimizer()
@@ -128,6 +130,7 @@ class Binding(LiveAdapter):
         self._optimizer = _nobody
         self._optimizer_hooks = []
         self._in_step = None
+        self._scalers = Scalers()
 
     def before_step(self, optimizer: Optimizer, arguments: Arguments) -> Arguments:
         """Begin a step if this optimizer holds pairs; wrapped and nested optimizers begin it once."""
@@ -152,7 +155,7 @@ class Binding(LiveAdapter):
             stacks=[stack.renew() for stack in self.stacks],
             ungated=[stack.pairs[0] not in self.gates for stack in self.stacks],
             kept=self.kept,
-            base=Context(self.step, self.seed, len(self.pairs), loss_scale=_loss_scale(optimizer)),
+            base=self._context_of(optimizer),
             groups=groups_by_parameter(optimizer),
         )
         return self._in_step.begin(arguments)
@@ -172,6 +175,12 @@ class Binding(LiveAdapter):
             write_counters(self._held(optimizer), self.adapter, self.step, self.seed)
             self.prepare()
 
+    def _context_of(self, optimizer: Optimizer) -> Context:
+        """What this step's hooks may know, but for rates and masks."""
+        has_leaves = any(value.requires_grad for tensors in self.state for value in tensors.values())
+        leaf_scale = self._scalers.scale_of(optimizer) if has_leaves else 1.0
+        return Context(self.step, self.seed, len(self.pairs), loss_scale=_loss_scale(optimizer), leaf_scale=leaf_scale)
+
     def _agree(self, optimizer: Optimizer) -> None:
         """Make sure that the masks of this step were those the optimizer's checkpoint asks for."""
         if self.optimizer is optimizer:
@@ -190,7 +199,7 @@ class Binding(LiveAdapter):
         self.bind(optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept_out = ("_optimizer", "_optimizer_hooks", "_in_step")
+        kept_out = ("_optimizer", "_optimizer_hooks", "_in_step", "_scalers")
         return {key: value for key, value in self.__dict__.items() if key not in kept_out} | {"located": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -106,6 +106,13 @@ class Chain(Transform):
                 after, latest, parts[index] = link.project(parts[index], pairs, before, after, both, ctx)
         return after, latest, self._join(parts, len(pairs))
 
+    def report(self, state: State, pairs: Sequence[Stack]) -> Sequence[dict[str, Tensor]]:
+        """Join what the links report."""
+        reports = [link.report(self._part(state, index), pairs) for index, link in enumerate(self.links)]
+        return tuple(
+            {key: value for of_link in reports for key, value in of_link[i].items()} for i in range(len(pairs))
+        )
+
     def freezes_head(self, step: int) -> bool:
         """Whether any link zeroes gradients outside the adapter."""
         return any(link.freezes_head(step) for link in self.links)

@@ -4,6 +4,8 @@ A draw depends on (seed, step, pair, direction) alone, so it is the same on ever
 resume, and independent of data order and dropout. Arithmetic is 32-bit inside int64 tensors, with no overflow.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,26 @@ def hash_scores(keys: Tensor, num: int, *counters: int) -> Tensor:
         prefix = _mix_int(_mix_int(prefix ^ (counter & _WORD)) ^ ((counter >> 32) & _WORD))
     mixed = _mix(_mix(keys[:, :1] ^ prefix) ^ keys[:, 1:])
     return _mix(mixed ^ torch.arange(num, device=keys.device))
+
+
+def draw_normals(keys: Tensor, num: int, *counters: int) -> Tensor:
+    """Draw standard normal numbers for each pair, by Box and Muller's transform of two hashes.
+
+    Args:
+        keys: int64 `(n, 2)`, two 32-bit words for each pair.
+        num: how many for each pair.
+        counters: as for `hash_scores`.
+
+    Returns:
+        float64 `(n, num)` on the device of `keys`; computed on the CPU, so the same on every device.
+
+    Example:
+        >>> draw_normals(torch.tensor([[1, 2]]), 1000, 0, 7).std().round(decimals=1)
+        tensor(1., dtype=torch.float64)
+    """
+    first, second = ((hash_scores(keys.cpu(), num, *counters, i).double() + 0.5) / 2.0**32 for i in range(2))
+    normals = (-2.0 * first.log()).sqrt() * (2.0 * math.pi * second).cos()
+    return normals.to(keys.device)
 
 
 def draw_directions(keys: Tensor, r: int, count: int, *counters: int) -> Tensor:

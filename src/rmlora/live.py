@@ -63,7 +63,7 @@ class LiveAdapter:
         refuse_foreign_parameters(pairs)
         for pair in pairs if self.forward_hooks else ():
             _refuse_other_forward(pair)
-        self.method.init(stack_pairs(pairs, self._partition))
+        self.method.init(stack_pairs(pairs, self._partition, self.seed))
         for pair in pairs:
             if can_gate(pair):
                 self.gates[pair] = open_gates(pair, self)
@@ -100,6 +100,11 @@ class LiveAdapter:
         """What hooks may know now, without what only an optimizer step knows."""
         return Context(step=self.step, seed=self.seed, num_pairs=len(self.pairs))
 
+    def report(self) -> list[dict[str, Tensor]]:
+        """Return what the links report, per stack; each value `(n,)`."""
+        self._regroup()
+        return list(self.method.report(self.state, [stack.renew() for stack in self.stacks]))
+
     def fold(self) -> list[Factors]:
         """Return factors of plain LoRA with the same outputs, per stack; live tensors stay as they are."""
         self._regroup()
@@ -112,7 +117,14 @@ class LiveAdapter:
         state = {key: value[row] for key, value in self.state[i].items()}
         key = self.stacks[i].keys[row : row + 1]
         ctx = ForwardContext(
-            pair.name, self.step, self.seed, key, max(self.microbatch - 1, 0), self.instance, module.training
+            pair.name,
+            self.step,
+            self.seed,
+            key,
+            max(self.microbatch - 1, 0),
+            self.instance,
+            module.training,
+            -1 - len(getattr(module, "kernel_size", ())),
         )
         return state, ctx
 
@@ -120,6 +132,14 @@ class LiveAdapter:
         """Count a training forward pass of the whole model; a hook of the root."""
         if module.training and torch.is_grad_enabled():
             self.microbatch += 1
+            self._drop_stale_gradients()
+
+    def _drop_stale_gradients(self) -> None:
+        """Clear what a discarded step left on the state's leaves: `zero_grad` clears parameters only."""
+        leaves = [value for tensors in self.state for value in tensors.values() if value.grad is not None]
+        if leaves and all(parameter.grad is None for pair in self.pairs for parameter in pair.parameters):
+            for leaf in leaves:
+                leaf.grad = None
 
     def _regroup(self) -> None:
         """Group pairs anew when parameters were replaced, cast or moved; state follows its pair."""
@@ -129,15 +149,16 @@ class LiveAdapter:
             return
         refuse_foreign_parameters(self.pairs)
         carried = {
-            pair: {key: value[row] for key, value in self.state[i].items()} for pair, (i, row) in self._places.items()
+            pair: {key: value.detach()[row] for key, value in self.state[i].items()}
+            for pair, (i, row) in self._places.items()
         }
-        self.stacks = stack_pairs(self.pairs, self._partition)
+        self.stacks = stack_pairs(self.pairs, self._partition, self.seed)
         self.state = self.method.init(self.stacks)
         for stack, tensors in zip(self.stacks, self.state, strict=True):
             for key, value in tensors.items():
                 for row, pair in enumerate(stack.pairs):
                     if key in carried.get(pair, {}):
-                        value[row] = carried[pair][key]
+                        value.detach()[row] = carried[pair][key]
         self._places = {pair: (i, row) for i, stack in enumerate(self.stacks) for row, pair in enumerate(stack.pairs)}
         self.kept = [None] * len(self.stacks)
         for stack in self.stacks:

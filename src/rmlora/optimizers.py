@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rmlora.errors import AttachError
+from rmlora.leaves import copy_of
 from rmlora.pairs import Factors, Pair, Stack
 
 Group = dict[str, Any]
@@ -143,12 +144,12 @@ def write_state(optimizer: Optimizer, adapter: str, stack: Stack, tensors: dict[
 
 def read_state(optimizer: Optimizer, adapter: str, stack: Stack, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a stack's state tensors as the optimizer carries them; what it lacks stays as in `tensors`."""
-    loaded = {key: tensor.clone() for key, tensor in tensors.items()}
+    loaded = {key: copy_of(tensor) for key, tensor in tensors.items()}
     for row, pair in enumerate(stack.pairs):
         carried = optimizer.state.get(pair.parameters[0], {})
         for key, tensor in loaded.items():
             if f"{_PREFIX}{adapter}/{key}" in carried:
-                tensor[row] = _decode(carried[f"{_PREFIX}{adapter}/{key}"], tensor[row])
+                tensor.detach()[row] = _decode(carried[f"{_PREFIX}{adapter}/{key}"], tensor[row])
     return loaded
 
 

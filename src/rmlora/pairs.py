@@ -122,10 +122,12 @@ class Stack:
     Attributes:
         pairs: the n pairs.
         keys: int64 `(n, 2)`; the pairs' words on their device.
+        seed: the seed given to `attach`, for what a link draws once, in `init`.
     """
 
     pairs: tuple[Pair, ...]
     keys: Tensor
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -162,21 +164,23 @@ class Stack:
 
     def renew(self) -> Stack:
         """Return the same pairs, to be read anew."""
-        return Stack(self.pairs, self.keys)
+        return Stack(self.pairs, self.keys, self.seed)
 
     def take(self, rows: Sequence[int]) -> Stack:
         """Return the pairs at `rows` as a stack of their own."""
-        return Stack(tuple(self.pairs[row] for row in rows), self.keys[list(rows)])
+        return Stack(tuple(self.pairs[row] for row in rows), self.keys[list(rows)], self.seed)
 
 
-def stack_pairs(pairs: Iterable[Pair], partition: Callable[[Pair], Hashable] = lambda pair: None) -> list[Stack]:
+def stack_pairs(
+    pairs: Iterable[Pair], partition: Callable[[Pair], Hashable] = lambda pair: None, seed: int = 0
+) -> list[Stack]:
     """Group pairs of equal shape, dtype, device and partition, in order of first appearance."""
     groups: dict[Hashable, list[Pair]] = {}
     for pair in pairs:
         A, B = pair.parameters
         groups.setdefault((A.shape, B.shape, A.dtype, B.dtype, A.device, partition(pair)), []).append(pair)
     return [
-        Stack(tuple(group), torch.tensor([pair.words for pair in group], device=group[0].parameters[0].device))
+        Stack(tuple(group), torch.tensor([pair.words for pair in group], device=group[0].parameters[0].device), seed)
         for group in groups.values()
     ]
 

@@ -102,6 +102,12 @@ class Only(Transform):
             self._spread(pairs, part, state),
         )
 
+    def report(self, state: State, pairs: Sequence[Stack]) -> Sequence[dict[str, Tensor]]:
+        """Report of the matching stacks."""
+        i = self._inside(pairs)
+        nothing: tuple[dict[str, Tensor], ...] = tuple({} for _ in pairs)
+        return self._spread(pairs, self.inner.report(_at(state, i), _at(pairs, i)), nothing)
+
     def fold(self, state: State, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
         """Fold the matching stacks."""
         i = self._inside(pairs)

@@ -128,7 +128,8 @@ def write_lost_state(binding: Binding, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for stack, state in zip(binding.stacks, binding.state, strict=True):
         for row, pair in enumerate(stack.pairs):
-            tensors |= {f"{pair.name}|{key}": value[row].contiguous().clone() for key, value in state.items()}
+            own = {f"{pair.name}|{key}": value.detach()[row].clone() for key, value in state.items()}
+            tensors |= own
             A, B = pair.parameters
             tensors |= {f"{pair.name}|A": A.detach().contiguous(), f"{pair.name}|B": B.detach().contiguous()}
     metadata = {"adapter_sha256": _sha256(folder / ADAPTER_FILE), "step": str(binding.step), "seed": str(binding.seed)}
@@ -165,7 +166,7 @@ def read_lost_state(binding: Binding, folder: Path) -> None:
     for stack, state in zip(binding.stacks, binding.state, strict=True):
         for key, value in state.items():
             for row, pair in enumerate(stack.pairs):
-                value[row] = tensors[f"{pair.name}|{key}"]
+                value.detach()[row] = tensors[f"{pair.name}|{key}"]
 
 
 class FoldedDelta:

@@ -16,7 +16,10 @@ from torch import Tensor
 from rmlora.pairs import Factors, Kept, Stack
 
 State = tuple[dict[str, Tensor], ...]
-"""What a transform remembers: one dict per stack; every tensor has the stack's leading dimension n."""
+"""What a transform remembers: one dict per stack; every tensor has the stack's leading dimension n.
+
+A tensor that requires a gradient is a leaf: backward accumulates into its `.grad`, and `project` moves it.
+"""
 
 Moments = tuple[dict[str, Factors], ...]
 """The optimizer's per-element state of the pairs (`exp_avg`, ...): one dict per stack."""
@@ -36,6 +39,8 @@ class Context:
             optimizer's groups differ within the stack.
         loss_scale: what gradients are multiplied by when the hook sees them (1 unless a fused optimizer unscales
             by itself); whatever is added to a gradient must be multiplied by it.
+        leaf_scale: what gradients of leaves in the state are multiplied by: the loss scale, also where a scaler has
+            divided those of the parameters already.
         kept: the directions that get a gradient this step, per stack; None where all do.
         shared_moments: names of optimizer state kept per row or column rather than per element (Adafactor).
     """
@@ -45,6 +50,7 @@ class Context:
     num_pairs: int
     lr: tuple[tuple[float | Tensor, float | Tensor], ...] = ()
     loss_scale: float | Tensor = 1.0
+    leaf_scale: float | Tensor = 1.0
     kept: tuple[Kept | None, ...] = ()
     shared_moments: tuple[str, ...] = ()
 
@@ -62,6 +68,7 @@ class ForwardContext:
             recomputed, and never the process rank.
         instance: which of several passes over the same batch this is; 0 unless an entry point counts them.
         training: whether the module is in training mode.
+        dim: the dimension of x that holds features or directions: -1, or that of a convolution's channels.
     """
 
     name: str
@@ -71,6 +78,7 @@ class ForwardContext:
     microbatch: int
     instance: int
     training: bool
+    dim: int = -1
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,10 @@ class Transform:
     def learning(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
         """Return which directions the step will change, whether masked during backward (`keep`) or later."""
         return self.keep(state, pairs, ctx)
+
+    def report(self, state: State, pairs: Sequence[Stack]) -> Sequence[dict[str, Tensor]]:
+        """Return numbers `(n,)` by name, per stack, that `handle.metrics()` shows; nothing by default."""
+        return tuple({} for _ in pairs)
 
     def freezes_head(self, step: int) -> bool:
         """Whether gradients outside the adapter are zeroed at this step: the authors' bug, and nothing else."""

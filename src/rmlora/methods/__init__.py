@@ -6,5 +6,6 @@ from rmlora.methods.presets import PRESETS, Preset
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.registry import LAWS, METHODS, Method
 from rmlora.methods.rm_lora import rm_lora
+from rmlora.methods.sora import sora
 
-__all__ = ["LAWS", "METHODS", "PRESETS", "Method", "Preset", "gm_lora", "lora", "r_lora", "rm_lora"]
+__all__ = ["LAWS", "METHODS", "PRESETS", "Method", "Preset", "gm_lora", "lora", "r_lora", "rm_lora", "sora"]

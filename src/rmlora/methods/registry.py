@@ -12,6 +12,7 @@ from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.rm_lora import rm_lora
+from rmlora.methods.sora import sora
 
 LAWS: dict[str, str] = {
     "zero_strength": "at strength zero it is plain LoRA, bit for bit, dropout on",
@@ -98,6 +99,12 @@ METHODS: dict[str, Method] = {
             "penalty and mask together (default weight and directions are provisional)",
             rm_lora,
             zero={"weight": 0.0, "directions": 1.0},
+        ),
+        Method(
+            "sora",
+            "LoRA with a learnt gate on every direction, shut where a proximal step wins",
+            sora,
+            excluded=_NO_MASK | {"zero_strength": "at threshold 0 its gates still learn"},
         ),
     )
 }
