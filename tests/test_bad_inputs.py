@@ -118,7 +118,7 @@ BAD = {
     "directions of words": (words("run.yaml", "--directions", "half"), 'got "half"'),
     "negative weight": (words("run.yaml", "--weight", "-1e-3"), "weight"),
     "unknown method": (words("run.yaml", "--method", "rmlora"), 'did you mean "rm-lora"?'),
-    "knob of another method": (words("run.yaml", "--method", "lora", "--weight", "1"), "r-lora, rm-lora have it"),
+    "knob of another method": (words("run.yaml", "--method", "lora", "--weight", "1"), "; r-lora, rm-lora"),
     "unknown knob": (words("run.yaml", "method_args.wieght=1"), 'did you mean "weight"?'),
     "wrong preset": (words("run.yaml", "preset=author"), "authors"),
     "no modules": (words("run.yaml", "target_modules=[quary]"), 'no module matches "quary" (did you mean "query"?)'),
