@@ -26,7 +26,7 @@ def test_rm_lora_learns_rte_and_inspect_reads_it(
     tmp_path: Path, encoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = ("--train", str(RTE / "train.jsonl"), "--eval", str(RTE / "validation.jsonl"))
-    words = ("--method", "rm-lora", "--r", "8", "--epochs", "3", "group_by_length=true")
+    words = ("--method", "rm-lora", "--r", "8", "--epochs", "3", "--lr", "5e-4", "group_by_length=true")
     output = tmp_path / "rte"
     with pytest.raises(SystemExit) as stop:
         main(["train", "--model", str(encoder), *files, *words, "--output", str(output)])
