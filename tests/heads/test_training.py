@@ -107,6 +107,16 @@ def test_parameters_are_counted_by_role(configure: Configure, tmp_path: Path) ->
     assert counts["lora"]["frozen"] - counts["full"]["frozen"] == 64
 
 
+def test_inspect_reads_the_adapter_and_finds_the_recorded_ranks(configure: Configure, tmp_path: Path) -> None:
+    from rmlora.analysis.adapters import inspect_adapter
+
+    result = train_head(configure("image"), tmp_path)
+    (module,) = inspect_adapter(tmp_path).modules
+    assert module.name.endswith("classifier")
+    assert list(module.singular_values) == pytest.approx(result["spectra"]["classifier"], rel=1e-4)
+    assert sorted(result["files"]) == ["adapter_config.json", "adapter_model.safetensors", "head.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ def summarise(
     metric: str,
     features: Features,
     seconds: float,
+    files: Sequence[str],
 ) -> dict[str, Any]:
     """Put a finished run into one record: best epoch, last epoch, and what they are to be seen against."""
     method = METHODS[config.method]
@@ -55,7 +58,7 @@ def summarise(
         "features": {"size": features.train.shape[1], "computed": features.computed},
         "steps": rows[-1]["step"],
         "seconds": round(seconds, 2),
-        "files": [HEAD],
+        "files": list(files),
     }
 
 
@@ -112,6 +115,22 @@ def write_head(folder: Path, layer: Layer, features: Features) -> None:
     bias = layer.linear.bias.detach().cpu().double() - weight @ features.shift.double()
     tensors = {"weight": weight.float().contiguous(), "bias": bias.float()}
     write_bytes(folder / HEAD, save(tensors, metadata={"format": "pt"}))
+
+
+def write_adapter(folder: Path, layer: Layer) -> list[str]:
+    """Write the adapter as PEFT saves it, so that `rmlora inspect` reads it; nothing where there is none.
+
+    Returns:
+        Names of the files.
+    """
+    if layer.handle is None:
+        return []
+    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as temporary:
+        layer.model.save_pretrained(temporary, save_embedding_layers=False)
+        names = sorted(file.name for file in Path(temporary).iterdir() if file.name.startswith("adapter_"))
+        for name in names:
+            os.replace(Path(temporary) / name, folder / name)
+    return names
 
 
 def describe_run(config: RunConfig, data: TaskData) -> dict[str, Any]:

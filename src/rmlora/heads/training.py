@@ -21,7 +21,7 @@ from rmlora.heads.features import Features, load_features
 from rmlora.heads.fitting import Part, fit, make_part, task_loss
 from rmlora.heads.layer import Layer, make_layer
 from rmlora.heads.measures import measure_update
-from rmlora.heads.outcome import describe_run, summarise, write_head, write_predictions
+from rmlora.heads.outcome import HEAD, describe_run, summarise, write_adapter, write_head, write_predictions
 from rmlora.heads.settings import complete_head
 from rmlora.run.choice import choose_method
 from rmlora.run.folder import RunFolder
@@ -90,7 +90,8 @@ def train_head(config: RunConfig, folder: Path) -> dict[str, Any]:
     place.write_rows(rows)
     write_predictions(place, outputs, run.data, run.config.task)
     write_head(folder, layer, run.features)
-    result = summarise(run.config, run.data, layer, rows, run.metric, run.features, time.monotonic() - begun)
+    files = [HEAD, *write_adapter(folder, layer)]
+    result = summarise(run.config, run.data, layer, rows, run.metric, run.features, time.monotonic() - begun, files)
     write_text(place.result, json.dumps(result, indent=2) + "\n")
     return result
 
