@@ -23,6 +23,7 @@ WITHOUT_EXAMPLE = {
     "Attached": "is returned by attach, whose example shows it",
     "Method": "is a row of METHODS",
     "Preset": "is a row of PRESETS",
+    "PrunedAdapter": "is returned by export_pruned, whose example shows it",
     "Residual": "is returned by residual, whose example shows it",
     "RmloraError": "is caught",
     "RmloraWarning": "is filtered",

@@ -12,6 +12,7 @@ from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.methods import METHODS, gm_lora, lora, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
+from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
 from rmlora.transform import Transform
 from rmlora.transforms import AddOrthogonality, ClipByGlobalNorm, FreezeHead, GateDirections, MaskDirections
@@ -26,6 +27,7 @@ __all__ = [
     "FreezeHead",
     "GateDirections",
     "MaskDirections",
+    "PrunedAdapter",
     "RMLoraConfig",
     "RmloraError",
     "RmloraWarning",
@@ -33,6 +35,7 @@ __all__ = [
     "attach",
     "attached",
     "chain",
+    "export_pruned",
     "gm_lora",
     "lora",
     "only",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from rmlora.combine import chain
 from rmlora.errors import AttachError
 from rmlora.live import FORWARD_HOOKS
 from rmlora.pairs import Pair, adapters_of, find_pairs
+from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.saving import FoldedDelta, warn_if_idle, watch_saving
 from rmlora.transform import Transform
 
@@ -140,6 +143,20 @@ class Attached:
             for row, pair in enumerate(stack.pairs):
                 folded[pair.name] = (factors.A[row].clone(), factors.B[row].clone())
         return folded
+
+    def export(self, output: str | Path) -> PrunedAdapter:
+        """Save the adapter as plain LoRA without the directions that add nothing; see `export_pruned`.
+
+        Args:
+            output: a folder that does not exist yet, or is empty. It appears whole or not at all.
+
+        Raises:
+            AdapterError: `output` holds something already, or cannot be written.
+        """
+        with tempfile.TemporaryDirectory(prefix="rmlora-") as whole:
+            self._model.save_pretrained(whole, selected_adapters=[self.adapter])  # type: ignore[operator]
+            folder = Path(whole) if self.adapter == "default" else Path(whole) / self.adapter
+            return export_pruned(folder, output)
 
     def detach(self) -> None:
         """Fold into the live factors and leave a model that rmlora no longer touches.
