@@ -1,0 +1,72 @@
+"""A study small enough for a test: one tiny encoder, forty pairs of sentences, one epoch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rmlora.compare.agenda import Agenda
+from rmlora.compare.cells import Cell
+from rmlora.compare.reading import make_study
+from rmlora.compare.store import Store
+from rmlora.compare.study import Study
+
+RUN = """
+import sys, torch
+from pathlib import Path
+from rmlora.compare.reading import read_study
+from rmlora.compare.running import compare
+compare(read_study(Path(sys.argv[1])), workers=int(sys.argv[2]), threads=1, backend=sys.argv[3])
+"""
+
+
+def settings(model: Path, files: tuple[Path, Path], output: Path, **changes: Any) -> dict[str, Any]:
+    """Two methods, two seeds, one rate: four cells of five steps."""
+    base: dict[str, Any] = {
+        "name": "tiny",
+        "models": [str(model)],
+        "tasks": [{"name": "pairs", "data": {"train": str(files[0]), "eval": str(files[1]), "max_length": 16}}],
+        "methods": ["lora", {"name": "rm-lora", "label": "RM", "args": {"weight": 1e-3}}],
+        "ranks": [4],
+        "seeds": [0, 1],
+        "learning_rates": [1e-2],
+        "training": {"epochs": 1, "batch_size": 8, "train_eval_examples": 8},
+        "output": str(output),
+    }
+    return base | changes
+
+
+def study(model: Path, files: tuple[Path, Path], output: Path, **changes: Any) -> Study:
+    return make_study(settings(model, files, output, **changes))
+
+
+def written(path: Path, told: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(told))
+    return path
+
+
+def agenda(told: Study) -> Agenda:
+    return Agenda(told, Store(told.folder)).look()
+
+
+def cells(told: Study) -> list[Cell]:
+    return agenda(told).cells
+
+
+def started(path: Path, workers: int, backend: str = "local") -> subprocess.Popen[bytes]:
+    """Run a study in a process of its own, as a user does."""
+    words = [sys.executable, "-c", RUN, str(path), str(workers), backend]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def times(output: Path) -> dict[str, int]:
+    """When each cell's result was written."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in output.glob("cells/*/result.json")}
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]

@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rmlora.compare.agenda import choose
+from rmlora.compare.cells import final_cells, groups_of, only_rates, selection_cells
+from rmlora.errors import ConfigError
+from tests.compare import studies
+
+HERE = Path("model"), (Path("train.jsonl"), Path("dev.jsonl")), Path("out")
+
+
+def test_every_combination_is_one_cell_and_full_fine_tuning_has_no_rank() -> None:
+    told = studies.study(*HERE, methods=["lora", "full"], ranks=[2, 4], models=["m", "n"])
+    found = final_cells(told, only_rates(told))
+    assert len(found) == len({cell.id for cell in found}) == 2 * (2 + 1) * 2
+    assert {cell.group.r for cell in found if cell.group.label == "full"} == {None}
+    assert {cell.config.lora.r for cell in found if cell.group.label == "lora"} == {2, 4}
+    assert all(len(cell.id) == 16 and int(cell.id, 16) >= 0 for cell in found)
+
+
+def test_with_one_rate_nothing_is_selected() -> None:
+    told = studies.study(*HERE)
+    assert selection_cells(told) == []
+    assert {cell.lr for cell in final_cells(told, only_rates(told))} == {1e-2}
+
+
+def test_selection_names_nothing_but_train_and_reported_runs_have_fresh_seeds() -> None:
+    task = {"name": "pairs", "data": {"train": "train.jsonl", "eval": "dev.jsonl", "eval_examples": 7}}
+    hub = {"name": "hub", "data": {"dataset": "glue/rte", "eval_split": "validation"}}
+    told = studies.study(*HERE, tasks=[task, hub], learning_rates=[1e-3, 1e-2])
+    select = selection_cells(told)
+    assert len(select) == 2 * 2 * 2
+    for cell in select:
+        text = json.dumps(cell.config.model_dump(mode="json"))
+        assert "dev.jsonl" not in text
+        assert "validation" not in text
+        assert cell.config.data.holdout == 0.1
+        assert cell.seed == cell.config.training.seed == told.selection.seed
+    final = final_cells(told, dict.fromkeys(groups_of(told), 1e-3))
+    assert {cell.seed for cell in final} == {0, 1}
+    assert all(cell.config.data.holdout is None for cell in final)
+    assert {cell.config.data.eval for cell in final} == {"dev.jsonl", None}
+    assert {cell.config.data.sample_seed for cell in (*select, *final)} == {0}
+
+
+def test_a_seed_a_method_or_a_rank_more_only_adds_cells() -> None:
+    def ids(**changes: object) -> set[str]:
+        told = studies.study(*HERE, **changes)
+        return {cell.id for cell in final_cells(told, only_rates(told))}
+
+    before = ids()
+    assert len(ids(seeds=[0, 1, 2]) - before) == 2
+    assert before < ids(seeds=[0, 1, 2])
+    assert before < ids(ranks=[4, 8])
+    more = [*studies.settings(*HERE)["methods"], "full"]
+    assert len(ids(methods=more) - before) == 2
+    assert ids(name="other", keep_weights="none") == before
+
+
+def test_a_task_has_its_own_training_settings() -> None:
+    task = {"name": "pairs", "data": {"train": "a.jsonl", "eval": "b.jsonl"}, "training": {"metric": "f1", "epochs": 4}}
+    told = studies.study(*HERE, tasks=[task])
+    training = final_cells(told, only_rates(told))[0].config.training
+    assert (training.metric, training.epochs, training.batch_size) == ("f1", 4, 8)
+    task["training"] = {"epochs": 0}
+    with pytest.raises(ConfigError, match=r"training.epochs"):
+        final_cells(studies.study(*HERE, tasks=[task]), only_rates(told))
+
+
+def test_the_rate_with_the_highest_score_is_chosen_and_of_equal_ones_the_smaller() -> None:
+    told = studies.study(*HERE, learning_rates=[3e-2, 1e-3, 1e-2], methods=["lora"])
+    own = selection_cells(told)
+
+    def chosen(*scores: float | None) -> float | None:
+        results = {
+            cell.id: {"metric": "f1", "best": {"eval_f1": 1.0}, "last": {"eval_f1": score}}
+            for cell, score in zip(own, scores, strict=True)
+            if score is not None
+        }
+        return choose(own[0].group, own, results, "last").rate
+
+    assert chosen(0.2, 0.1, 0.3) == 1e-2
+    assert chosen(0.3, 0.3, 0.3) == 1e-3
+    assert chosen(None, -0.5, -0.2) == 1e-2
+    assert chosen(None, None, None) is None
