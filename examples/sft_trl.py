@@ -17,8 +17,8 @@ from trl import SFTConfig, SFTTrainer
 import rmlora
 
 parser = ArgumentParser(description="Fine-tune a small random Llama by RM-LoRA with TRL's SFTTrainer.")
-parser.add_argument("--data", default="../shared/data/e2e/train-10k.jsonl", help="JSON lines: prompt, completion")
-parser.add_argument("--tokenizer", default="../shared/tokenizers/gpt2/tokenizer.json", help="a tokenizer.json")
+parser.add_argument("--data", required=True, help="JSON lines: prompt, completion")
+parser.add_argument("--tokenizer", required=True, help="a tokenizer.json")
 parser.add_argument("--output", default="runs/sft_trl", help="where the adapter goes")
 parser.add_argument("--steps", type=int, default=50, help="optimizer steps")
 options = parser.parse_args()
