@@ -29,7 +29,8 @@ class Setting:
     r: int | None
 
     def __str__(self) -> str:
-        return f"{self.task}, {self.model}" + ("" if self.r is None else f", r = {self.r}")
+        model = "/".join(self.model.rstrip("/").split("/")[-2:])  # of a long path the end says which model it is
+        return f"{self.task}, {model}" + ("" if self.r is None else f", r = {self.r}")
 
 
 @dataclass(frozen=True)
