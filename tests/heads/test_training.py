@@ -86,6 +86,19 @@ def test_the_global_generator_is_left_as_it_was(configure: Configure, tmp_path: 
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_result_does_not_depend_on_the_number_of_threads(configure: Configure, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    load_features(configure(), load_data(configure().data, configure().task))
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            train_head(configure(), tmp_path / str(threads))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert (tmp_path / "1" / "metrics.jsonl").read_text() == (tmp_path / "2" / "metrics.jsonl").read_text()
+
+
 def test_a_regression_trains_and_predicts_values(configure: Configure, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [{**row, "label": float(rng.normal())} for row in runs.pairs(24)]

@@ -83,7 +83,7 @@ def train_head(config: RunConfig, folder: Path) -> dict[str, Any]:
     begun = time.monotonic()
     write_text(place.config, dump(run.config))
     write_text(place.environment, json.dumps(describe_run(run.config, run.data), indent=2) + "\n")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _one_thread():
         torch.manual_seed(run.config.training.seed)
         layer = make_layer(run.config, run.features.train.shape[1], run.outputs).to(run.device)
         rows, outputs = _train(run, layer)
@@ -146,6 +146,17 @@ def _train(run: HeadRun, layer: Layer) -> tuple[list[Row], Tensor]:
 
     fit(layer.model, train, training, record, around_step=_watching(updates))
     return rows, last[0]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Train on one core: the matrices are too small for two, and the result shall not depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _sample(train: Part, count: int, seed: int) -> Part | None:
