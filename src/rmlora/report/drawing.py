@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ MARKERS = "osD^vP*Xh<"
 # Stands for the page's text colour while matplotlib draws; dark pages have light text.
 _INK = "#010203"
 _MAX_LEGEND = 12
+_LEGEND_LINE = 0.17  # inches
 
 
 def draw(name: str, paint: Callable[[Any], None], height: float = HEIGHT, legend: bool = True) -> str:
@@ -44,11 +46,8 @@ def draw(name: str, paint: Callable[[Any], None], height: float = HEIGHT, legend
         axes: Any = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         paint(axes)
-        handles, labels = axes.get_legend_handles_labels()
-        if legend and 1 <= len(labels) <= _MAX_LEGEND:
-            longest = max(map(len, labels))
-            columns = 1 if longest > 26 else 2 if longest > 14 else 3
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+        if legend:
+            _add_legend(figure, *axes.get_legend_handles_labels())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _for_page(buffer.getvalue(), name)
@@ -81,6 +80,16 @@ def say_nothing(axes: Any, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def _add_legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """List what is labelled under the panel, which keeps its size: the figure grows."""
+    if not 1 <= len(labels) <= _MAX_LEGEND:
+        return
+    longest = max(map(len, labels))
+    columns = min(1 if longest > 26 else 2 if longest > 14 else 3, len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (math.ceil(len(labels) / columns) - 1))
 
 
 def _style(name: str) -> dict[str, Any]:

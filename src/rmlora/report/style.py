@@ -20,7 +20,8 @@ caption { caption-side: bottom; text-align: left; color: var(--soft); font-size:
 th, td { padding: .4rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { overflow-wrap: normal; border-bottom: 2px solid var(--ink); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; min-width: 9rem; }
+.scroll { overflow-x: auto; }
 td > span { white-space: nowrap; }
 .wide td > span { white-space: normal; }
 .wide td { text-align: left; }
