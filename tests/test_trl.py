@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import rmlora
 from rmlora.pairs import find_pairs
@@ -130,6 +130,31 @@ def test_the_first_step_of_sft_moves_the_kept_directions_only(tmp_path):
     train_sft(tmp_path, model, steps=1)
     for pair in handle.pairs:  # B begins at zero, so what moved shows
         assert pair.B.abs().sum(0).nonzero().flatten().tolist() == kept[pair.name][1]
+
+
+def test_dpo_trains_the_method_and_leaves_its_reference_adapter_alone(tmp_path):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer(), eos_token=END, pad_token=END)
+    settings = DPOConfig(
+        str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+    )
+    rows = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": " ".join(WORDS[:3])} for r in make_rows()]
+    model = get_peft_model(base(), tiny.lora_config("llama"))
+    handle = rmlora.attach(model, rmlora.rm_lora(weight=1e-2, directions=1))
+    start = {pair.name: pair.A.detach().clone() for pair in handle.pairs}
+    DPOTrainer(model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
+    assert handle.step == 3
+    for pair, reference in zip(handle.pairs, find_pairs(model, "ref"), strict=True):
+        assert torch.equal(reference.A, start[pair.name])
+        assert reference.B.count_nonzero() == 0
+        assert 1 <= pair.B.abs().sum(0).count_nonzero() <= 3  # one direction at each of three steps
 
 
 def test_what_a_config_trained_under_sft_loads_in_plain_peft(tmp_path):
