@@ -16,7 +16,7 @@ from tests import runs
 
 Configure = Callable[..., RunConfig]
 KNOBS = {"gm-lora": {"directions": 1}, "r-lora": {"weight": 1e-2}, "rm-lora": {"weight": 1e-2, "directions": 1}}
-METHODS = ("full", "lora", "gm-lora", "r-lora", "rm-lora")
+METHODS = ("full", "lora", "gm-lora", "r-lora", "rm-lora", "sora")
 
 
 def head_weight(folder: Path) -> torch.Tensor:
