@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rmlora.methods import Method
 from rmlora.pairs import Pair
 from rmlora.run.arguments import training_arguments
 from rmlora.run.choice import choose_method, describe_links
+from rmlora.run.encoding import encode_parts
 from rmlora.run.folder import RunFolder
 from rmlora.run.sources import Sources
 from rmlora.tasks.data import TaskData
@@ -59,6 +60,7 @@ class Plan:
         config: complete.
         method: its row of METHODS.
         data: examples, checked.
+        encoded: what the model reads of each part, "train" and "eval", in the order of the examples.
         model: a PEFT model with the method attached, or the plain model of a method without adapter.
         processor: tokenizer or image processor.
         handle: what `attach` returned; None without an adapter.
@@ -67,12 +69,12 @@ class Plan:
         metric: decides the best epoch.
         counts: of parameters.
         arguments: of the HF Trainer.
-        sources: where encodings come from.
     """
 
     config: RunConfig
     method: Method
     data: TaskData
+    encoded: Mapping[str, Any]
     model: Any
     processor: Any
     handle: Any
@@ -81,7 +83,6 @@ class Plan:
     metric: str
     counts: Counts
     arguments: Any
-    sources: Sources
 
     @property
     def pairs(self) -> Sequence[Pair]:
@@ -92,7 +93,7 @@ class Plan:
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch on one device."""
         training = self.config.training
-        batches = math.ceil(len(self.data.train) / training.batch_size)
+        batches = math.ceil(len(self.encoded["train"]) / training.batch_size)
         return math.ceil(batches / training.gradient_accumulation_steps)
 
 
@@ -120,6 +121,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     metric = choose_metric(config.training.metric, config.task, num_labels)
     arguments = training_arguments(config, RunFolder(Path(str(config.output))), metric)
     loaded = sources.model(config, data, _seed)
+    encoded = encode_parts(config, data, loaded, sources)
     if method.trains_base:
         model, handle = loaded.model, None
     else:
@@ -129,6 +131,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
         config=config,
         method=method,
         data=data,
+        encoded=encoded,
         model=model,
         processor=loaded.processor,
         handle=handle,
@@ -137,7 +140,6 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
         metric=metric,
         counts=count_parameters(model),
         arguments=arguments,
-        sources=sources,
     )
 
 

@@ -15,8 +15,7 @@ from rmlora.run.folder import RunFolder
 from rmlora.run.plan import Plan
 from rmlora.run.predictions import KeepPredictions
 from rmlora.tasks.calibration import expected_calibration_error
-from rmlora.tasks.data import Examples
-from rmlora.tasks.encode import ImageExamples, collate_images, encode_texts, head_of, pad_texts
+from rmlora.tasks.encode import collate_images, head_of, pad_texts
 from rmlora.tasks.metrics import measure
 
 
@@ -27,11 +26,7 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
         plan: of the run.
         callbacks: what records and shows; run in this order.
     """
-    examples = {"train": plan.data.train, "eval": plan.data.eval}
-    train, held_out = (
-        plan.sources.encoded(plan.config, part, lambda own=own: encode(plan, own))  # type: ignore[misc]
-        for part, own in examples.items()
-    )
+    train, held_out = plan.encoded["train"], plan.encoded["eval"]
     count = plan.config.training.train_eval_examples
     parts = {"train": head_of(train, count, plan.config.training.seed)} if count else {}
     task = plan.config.task
@@ -65,14 +60,6 @@ def measure_outputs(output: Any, task: Task) -> dict[str, float]:
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         found["ece"] = expected_calibration_error(logits, output.label_ids)
     return found
-
-
-def encode(plan: Plan, examples: Examples) -> Any:
-    """Turn examples into what the model takes."""
-    if plan.config.task != "image-classification":
-        return encode_texts(examples, plan.processor, plan.config.data.max_length)
-    mode = "L" if getattr(plan.model.config, "num_channels", 3) == 1 else "RGB"
-    return ImageExamples(examples, mode)
 
 
 def quieten() -> Callable[[], None]:
