@@ -109,6 +109,11 @@ def test_images_have_no_mean_over_tokens(configure: Configure) -> None:
         features_of(configure("image", head={"features": "mean"}))
 
 
+def test_a_model_the_hub_does_not_give_is_one_clear_error(configure: Configure) -> None:
+    with pytest.raises(ConfigError, match=r'cannot load the model of "nobody/nothing"'):
+        features_of(configure(model="nobody/nothing"))
+
+
 def test_standardised_features_have_mean_zero_and_deviation_one_on_train(configure: Configure) -> None:
     raw, found = features_of(configure()), features_of(configure(head={"standardise": True}))
     torch.testing.assert_close(found.train.mean(0), torch.zeros(32), atol=1e-5, rtol=0)

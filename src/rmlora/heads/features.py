@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rmlora.config import RunConfig
+from rmlora.errors import ConfigError
 from rmlora.heads.cache import cache_file, keep, recall
 from rmlora.modeling import check_model_name
 from rmlora.run.environment import hash_file
@@ -104,14 +105,22 @@ def hash_inputs(examples: Examples) -> str:
 
 
 def hash_model(name: str, trust_remote_code: bool = False) -> Any:
-    """Identify a model: the hashes of its files if it is a folder, else its Hub commit."""
+    """Identify a model: the hashes of its files if it is a folder, else its Hub commit.
+
+    Raises:
+        ConfigError: the Hub has no such model, or cannot be reached.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         files = sorted({p for pattern in _MODEL_FILES for p in folder.glob(pattern)})
         return {p.name: _hash(p, p.stat().st_size, p.stat().st_mtime_ns) for p in files}
     from transformers import AutoConfig
 
-    known = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    try:
+        known = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f'cannot load the model of "{name}": {reason}') from error
     return {"name": name, "commit": getattr(known, "_commit_hash", None)}
 
 
