@@ -110,6 +110,8 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
+    if plan.handle is not None:
+        plan.handle.bind(trainer.optimizer)  # with nothing left to train no forward pass has looked for it
     if not plan.arguments.should_save:
         return {}
     result = _summarise(plan, folder, trainer.state.global_step, time.monotonic() - begun)

@@ -93,3 +93,24 @@ def test_resume_without_a_checkpoint_begins_and_of_a_finished_run_does_nothing(
     before = (tmp_path / "run" / "adapter_model.safetensors").stat().st_mtime_ns
     assert train(config, resume=True) == first
     assert (tmp_path / "run" / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("method", ["rm-lora", "full"])
+def test_a_run_that_ended_before_its_weights_were_saved_is_finished_by_resuming(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    whole, broken = (resolve(runs.settings(bert, files, tmp_path / name, method=method)) for name in ("a", "b"))
+    expected = train(whole)
+
+    def stop(*_: Any) -> None:
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rmlora.train.save_weights", stop)
+        with pytest.raises(StopError):
+            train(broken)
+    found = train(broken, resume=True)
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    for file in (name, "predictions.safetensors"):
+        assert runs.equal(load_file(tmp_path / "a" / file), load_file(tmp_path / "b" / file))
