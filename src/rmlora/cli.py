@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rmlora.commands import compare, report, reproduce
 from rmlora.errors import ConfigError, RmloraError
 
 app = typer.Typer(
@@ -231,6 +232,10 @@ def demo(
     from rmlora.demo import run_demo
 
     run_demo(output, seeds, Console())
+
+
+for command in (compare, report, reproduce):
+    command.add(app)
 
 
 if __name__ == "__main__":
