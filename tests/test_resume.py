@@ -46,7 +46,17 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def run_trainer(folder, attach, *, stop=None, resume=None, **settings):
+class Bind(TrainerCallback):
+    """What resuming a compiled model needs: its graph cannot look for the optimizer."""
+
+    def __init__(self, handle):
+        self.handle = handle
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        self.handle.bind(optimizer)
+
+
+def run_trainer(folder, attach, *, stop=None, resume=None, bind=False, **settings):
     """Train a fresh model in a fresh Trainer that makes its own optimizer; return weights, optimizer and handle."""
     model, handle = attach()
     arguments = TrainingArguments(
@@ -63,7 +73,8 @@ def run_trainer(folder, attach, *, stop=None, resume=None, **settings):
     )
     batch = tiny.inputs(NAME, size=16)
     rows = [{key: value[i] for key, value in batch.items()} for i in range(16)]
-    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[StopAt(stop)])
+    callbacks = [StopAt(stop), Bind(handle)] if bind else [StopAt(stop)]
+    trainer = Trainer(model, arguments, train_dataset=rows, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
     assert handle.step == (stop or STEPS)
     return tiny.learnt(model), trainer.optimizer.state_dict()
@@ -118,6 +129,20 @@ def test_a_resumed_trainer_with_another_mask_seed_is_refused(tmp_path):
 
     with pytest.raises(rmlora.RmloraError, match="seed=0, this run uses seed=1"):
         run_trainer(tmp_path / "b", reseeded, resume=str(tmp_path / f"a/checkpoint-{STOP}"))
+
+
+def test_a_compiled_model_resumes_once_its_optimizer_is_bound(tmp_path):
+    def make():
+        return attach_to_fresh_model(METHODS["paper"])
+
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    straight = run_trainer(tmp_path / "straight", make, **compiled)
+    run_trainer(tmp_path / "stopped", make, stop=STOP, **compiled)
+    checkpoint = str(tmp_path / f"stopped/checkpoint-{STOP}")
+    with pytest.raises(rmlora.RmloraError, match=r"resumes at step 3 .* handle.bind\(optimizer\)"):
+        run_trainer(tmp_path / "refused", make, resume=checkpoint, **compiled)
+    resumed = run_trainer(tmp_path / "resumed", make, resume=checkpoint, bind=True, **compiled)
+    assert tiny.distance(straight[0], resumed[0]) == 0.0
 
 
 def start_bare(method, order="attach_first"):
