@@ -39,7 +39,7 @@ def test_figure_1_runs_on_what_is_there_and_says_so(place: Path, monkeypatch: py
     told = (place / "out" / "published.md").read_text()
     assert told.startswith("# Figure 1")
     assert "LOCAL STAND-IN: encoder on Banking77 instead" in told.splitlines()[0]
-    assert "| banking77 | LoRA | 32 | orthogonality_loss |" in told
+    assert "| banking77 | LoRA | 32 | orthogonality loss |" in told
     page = (place / "out" / "report" / "report.html").read_text()
     assert "LOCAL STAND-IN" in page
     again = reproduce(preset, place / "out", seeds=1, workers=0)

@@ -29,7 +29,9 @@ from rmlora.reproduce.published import SOURCE, Published
 from rmlora.reproduce.studies import cells_at_once, studies_of
 from rmlora.run.wording import duration, say
 
-RATIOS = ("rank", "orthogonality_loss")
+OF_UPDATE = ("rank", "effective_rank", "orthogonality_loss", "orthogonality_floor")
+"""What is read off dW; the rest is in points."""
+
 NONE = "-"
 
 
@@ -99,8 +101,8 @@ def to_markdown(preset: Preset, rows: Sequence[Row]) -> str:
 
 def _compared(preset: Preset, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     arms: dict[tuple[str, str, int | None], list[Row]] = {}
-    order = sorted(rows, key=lambda row: (str(row["task"]), row["r"] or 0))
-    for row in order:
+    labels = [method["label"] for study in preset.studies for method in study["methods"]]
+    for row in sorted(rows, key=lambda row: (str(row["task"]), row["r"] or 0, labels.index(row["label"]))):
         if row["kind"] == "final":
             arms.setdefault((row["task"], row["label"], row["r"]), []).append(row)
     published = "paper's" if preset.stand_in is None else "paper's, other task"
@@ -108,7 +110,8 @@ def _compared(preset: Preset, rows: Sequence[Row]) -> tuple[list[str], list[list
     for (task, label, r), runs in arms.items():
         for metric, own in _metrics(runs[0], preset):
             found = [value for run in runs if (value := _value(run, metric)) is not None]
-            lines.append([task, label, str(r or NONE), metric, _spread(found, metric), _number(own, metric)])
+            name = metric.replace("_", " ")
+            lines.append([task, label, str(r or NONE), name, _spread(found, metric), _number(own, metric)])
     return ["task", "method", "r", "metric", "measured", published], lines
 
 
@@ -116,21 +119,21 @@ def _metrics(row: Row, preset: Preset) -> Iterator[tuple[str, Published | None]]
     own = {one.metric: one for one in published_of(row, preset)}
     names: Iterable[str] = dict.fromkeys([row["metric"], *(one.metric for one in preset.published if own)])
     if "orthogonality_loss" in row["last"]:
-        names = dict.fromkeys([*names, *RATIOS])
+        names = dict.fromkeys([*names, *OF_UPDATE])
     for name in names:
         if name in own or f"eval_{name}" in row["last"] or name in row["last"]:
             yield name, own.get(name)
 
 
 def _value(row: Row, metric: str) -> float | None:
-    value = row["last"].get(metric if metric in RATIOS else f"eval_{metric}")
+    value = row["last"].get(metric if metric in OF_UPDATE else f"eval_{metric}")
     return None if value is None else float(value)
 
 
 def _spread(values: Sequence[float], metric: str) -> str:
     if not values:
         return NONE
-    factor, digits = (1, 1) if metric in RATIOS else (100, 2)
+    factor, digits = (1, 1) if metric in OF_UPDATE else (100, 2)
     text = f"{factor * fmean(values):.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {factor * stdev(values):.{digits}f}"
 
@@ -138,7 +141,7 @@ def _spread(values: Sequence[float], metric: str) -> str:
 def _number(one: Published | None, metric: str) -> str:
     if one is None:
         return NONE
-    return f"{one.value:g}" if metric in RATIOS else f"{100 * one.value:.2f}"
+    return f"{one.value:g}" if metric in OF_UPDATE else f"{100 * one.value:.2f}"
 
 
 def _groups(study: Study, preset: Preset) -> Iterator[tuple[list[Any], Shape | None, Size | None]]:
