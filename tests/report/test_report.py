@@ -95,8 +95,8 @@ def test_tables_hold_means_intervals_and_verdicts(study: Path) -> None:
         if (row["label"], row["r"], row["kind"]) == ("RM-LoRA", 8, "final")
     ]
     assert f"| RM-LoRA | {sum(values) / 3:.2f} ± " in text
-    assert "RM-LoRA is better than LoRA" in text
-    assert "no evidence that GM-LoRA differs from LoRA" in text
+    assert "RM-LoRA: better than LoRA (accuracy +" in text
+    assert "GM-LoRA: no evidence of a difference from LoRA (accuracy +" in text
     assert re.search(r"\+5\.\d = 2\d(\.\d)? of 400 examples; 95% interval", text)
     assert "one example is 0.25 points" in text
     for head in ("T without head", "orthogonality loss", "its floor", "masked share", "effective rank", "McNemar"):
@@ -180,6 +180,16 @@ def test_a_grid_has_its_heat_map(tmp_path: Path) -> None:
     drawn = "".join(ET.parse(folder / "report" / "figures" / "heat-1.svg").getroot().itertext())
     for text in ("0.0001", "0.001", "0.01", "0.25", "0.5", "weight of the penalty"):
         assert text in drawn
+
+
+def test_published_numbers_stand_beside_the_measured(tmp_path: Path) -> None:
+    folder = FakeStudy(methods={label: METHODS[label] for label in ("LoRA", "RM-LoRA")}).write(tmp_path / "study")
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    told = [row | {"published": "76.97"} if row["label"] == "LoRA" else row for row in rows]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    lines = write_report(folder)[1].read_text().splitlines()
+    table = [line for line in lines if line.startswith(("| method", "| LoRA", "| RM-LoRA"))][:3]
+    assert [line.split("|")[-2].strip() for line in table] == ["published", "76.97", "-"]
 
 
 def test_without_lora_the_first_method_is_the_baseline(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def add(app: typer.Typer) -> None:
 
 
 def report(
-    study: Annotated[Path, typer.Argument(help="Folder that `rmlora compare` wrote.")],
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder that `rmlora compare` wrote.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="STUDY/report")] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Method everything is compared with.", show_default="lora")

@@ -82,7 +82,7 @@ def _opening(study: Compiled) -> Iterator[Block]:
 def _findings(study: Compiled) -> Iterator[Block]:
     yield Heading("What it shows")
     is_one = len(study.settings()) == 1
-    said = [("" if is_one else f"{one.setting}: ") + _sentence(one) for one in study.compared if one.epoch == "last"]
+    said = [("" if is_one else f"{one.setting}, ") + _sentence(one) for one in study.compared if one.epoch == "last"]
     if not said:
         yield Paragraph(f"There is nothing beside {study.baseline} to compare it with.")
         return
@@ -97,13 +97,9 @@ def _findings(study: Compiled) -> Iterator[Block]:
 def _sentence(one: Comparison) -> str:
     """One comparison in words."""
     effect = describe_effect(one.over_seeds, one.metric, one.num_examples, _scale_of(one))
-    verdict = {
-        "better": f"{one.label} is better than {one.baseline}",
-        "worse": f"{one.label} is worse than {one.baseline}",
-        "no evidence": f"no evidence that {one.label} differs from {one.baseline}",
-    }[one.verdict]
+    found = "no evidence of a difference from" if one.verdict == "no evidence" else f"{one.verdict} than"
     adjusted = f", p {probability(one.p_adjusted)} after Holm" if one.p_adjusted == one.p_adjusted else ""
-    return f"{verdict} ({one.metric} {effect}{adjusted})."
+    return f"{one.label}: {found} {one.baseline} ({one.metric} {effect}{adjusted})."
 
 
 def _scale_of(one: Comparison) -> float:

@@ -71,10 +71,10 @@ def count(number: float | int | None) -> str:
 
 
 def compact(value: float) -> str:
-    """Write a positive quantity of any size with three digits.
+    """Write a positive quantity of any size with four digits.
 
     Example:
-        >>> compact(585.8), compact(0.0123), compact(10200.0)
-        ('586', '0.0123', '10,200')
+        >>> compact(585.84), compact(0.01234), compact(10200.0)
+        ('585.8', '0.01234', '10,200')
     """
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -156,12 +156,12 @@ def _complete(row: dict[str, Any], files: StudyFiles) -> dict[str, Any]:
 
 
 def _place(row: Row, spec: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Where a row stands in the order in which the study names tasks, models, ranks and methods."""
+    """Where a row stands in the order in which the study names tasks, models and methods."""
     task = _position(str(row["task"]), spec.get("tasks"))
     model = _position(str(row["model"]), spec.get("models"))
     label = str(row.get("label") or row["method"])
     method = _position(label, spec.get("methods"))
-    return task, str(row["task"]), model, str(row["model"]), row.get("r") or 0, method, label, row["seed"]
+    return task, str(row["task"]), model, str(row["model"]), method, label, row.get("r") or 0, row["seed"]
 
 
 def _position(name: str, entries: Any) -> int:
