@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from rmlora.config import LoraSettings, RunConfig
+from rmlora.config import LoraSettings, RunConfig, Task
 from rmlora.errors import AdapterError, ConfigError, nearest
 from rmlora.modeling import Loaded
 
-# What PEFT itself saves for a sequence classifier; adding the names again would write them twice.
-_PEFT_SAVES = ("classifier", "score")
+# What PEFT itself saves for a kind of task; adding the names again would write them twice.
+_PEFT_SAVES: dict[str | None, tuple[str, ...]] = {"SEQ_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+_TASK_TYPES: dict[Task, str | None] = {"image-classification": None, "question-answering": "QUESTION_ANS"}
 
 
 def add_adapter(loaded: Loaded, config: RunConfig) -> Any:
@@ -58,10 +59,10 @@ def lora_config(loaded: Loaded, config: RunConfig) -> Any:
     settings = config.lora
     targets = target_modules(loaded, settings)
     heads = [name for name in loaded.heads if not any(_is_within(t, name) for t in targets)]
-    is_text = config.task != "image-classification"
-    kept = [name for name in heads if not (is_text and name in _PEFT_SAVES)]
+    task_type = task_type_of(config.task)
+    kept = [name for name in heads if name not in _PEFT_SAVES.get(task_type, ())]
     return peft.LoraConfig(
-        task_type="SEQ_CLS" if is_text else None,
+        task_type=task_type,
         r=settings.r,
         lora_alpha=alpha(settings),
         lora_dropout=settings.lora_dropout,
@@ -71,6 +72,16 @@ def lora_config(loaded: Loaded, config: RunConfig) -> Any:
         use_dora=settings.use_dora,
         init_lora_weights=settings.init_lora_weights,
     )
+
+
+def task_type_of(task: Task) -> str | None:
+    """Name a task as PEFT does; None where PEFT has no name for it.
+
+    Example:
+        >>> task_type_of("question-answering")
+        'QUESTION_ANS'
+    """
+    return _TASK_TYPES.get(task, "SEQ_CLS")
 
 
 def alpha(settings: LoraSettings) -> int | float:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Task = Literal["text-classification", "text-regression", "image-classification"]
+Task = Literal["text-classification", "text-regression", "image-classification", "question-answering"]
 
 
 class Section(BaseModel):
@@ -46,7 +46,12 @@ class DataConfig(Section):
     label_names: list[str] | None = Field(
         default=None, description="Names of classes 0, 1, ...; default: from the data."
     )
-    max_length: int = Field(default=128, ge=4, description="Tokens kept of each example, both texts together.")
+    max_length: int = Field(
+        default=128, ge=4, description="Tokens kept of each example, both texts together; question-answering: 384."
+    )
+    stride: int = Field(
+        default=128, ge=0, description="question-answering: tokens that neighbouring windows of a long context share."
+    )
     train_examples: int | None = Field(
         default=None, ge=1, description="Train on a seeded sample of this many examples; default: all."
     )
@@ -98,6 +103,13 @@ class HeadSettings(Section):
     )
 
 
+class AnswerSettings(Section):
+    """With task=question-answering: which stretches of the context may be an answer."""
+
+    n_best: int = Field(default=20, ge=1, description="Likeliest first and last tokens that are tried together.")
+    max_answer_length: int = Field(default=30, ge=1, description="Tokens an answer may have.")
+
+
 class TrainingConfig(Section):
     """The loop: HF Trainer's settings under short names."""
 
@@ -122,8 +134,8 @@ class TrainingConfig(Section):
     train_eval_examples: int = Field(
         default=1000, ge=0, description="Training examples evaluated each epoch to measure the gap; 0 = none."
     )
-    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman"] | None = Field(
-        default=None, description="Decides the best epoch; default: accuracy, or pearson for regression."
+    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match"] | None = Field(
+        default=None, description="Decides the best epoch; default: accuracy; regression: pearson; questions: f1."
     )
     save: Literal["last", "best"] = Field(default="last", description="Which epoch's weights the run leaves.")
     save_every_epoch: bool = Field(default=True, description="Keep a checkpoint for --resume after each epoch.")
@@ -143,6 +155,7 @@ class RunConfig(Section):
         description="What is adapted: the whole model, or only its classification layer, on cached features.",
     )
     head: HeadSettings = Field(default_factory=HeadSettings, description=str(HeadSettings.__doc__))
+    answers: AnswerSettings = Field(default_factory=AnswerSettings, description=str(AnswerSettings.__doc__))
     method: str = Field(default="rm-lora", description="A method listed by `rmlora methods`.")
     method_args: dict[str, Any] = Field(
         default_factory=dict, description="The method's own settings, e.g. {weight: 1.0e-4, directions: 0.5}."
@@ -177,6 +190,6 @@ def section_names() -> list[str]:
 
     Example:
         >>> section_names()
-        ['data', 'head', 'lora', 'training']
+        ['answers', 'data', 'head', 'lora', 'training']
     """
     return sorted({name.split(".")[0] for name in setting_names() if "." in name})

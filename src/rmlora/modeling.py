@@ -12,9 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmlora.config import RunConfig
+from rmlora.config import RunConfig, Task
 from rmlora.errors import ConfigError
 from rmlora.tasks.data import TaskData
+
+_HEADS: dict[Task, str] = {
+    "image-classification": "ImageClassification",
+    "question-answering": "QuestionAnswering",
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,7 @@ def load_model(config: RunConfig, data: TaskData) -> Loaded:
     import transformers
 
     check_model_name(config.model)
-    kind = "Image" if config.task == "image-classification" else "Sequence"
-    loader = getattr(transformers, f"AutoModelFor{kind}Classification")
+    loader = getattr(transformers, loader_name(config.task))
     with _loading(config.model):
         model, report = loader.from_pretrained(
             config.model,
@@ -63,7 +67,7 @@ def load_model(config: RunConfig, data: TaskData) -> Loaded:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=config.trust_remote_code,
-            **_label_settings(data),
+            **label_settings(data),
         )
     missing = set(report["missing_keys"]) | {entry[0] for entry in report["mismatched_keys"]}
     fresh, orphans = new_modules(model, missing)
@@ -159,7 +163,20 @@ def _outside_encoder(model: Any) -> list[str]:
     ]
 
 
-def _label_settings(data: TaskData) -> dict[str, Any]:
+def loader_name(task: Task) -> str:
+    """Name the class of transformers that loads a model with a head for a task.
+
+    Example:
+        >>> loader_name("text-regression")
+        'AutoModelForSequenceClassification'
+    """
+    return f"AutoModelFor{_HEADS.get(task, 'SequenceClassification')}"
+
+
+def label_settings(data: TaskData) -> dict[str, Any]:
+    """Say in the words of a model's configuration what its head gives."""
+    if data.task == "question-answering":
+        return {"num_labels": 2}  # a logit to start the answer, one to end it
     if data.classes is None:
         return {"num_labels": 1, "problem_type": "regression"}
     names = dict(enumerate(data.classes.names))

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 
 from rmlora.config_source import dump
+from rmlora.modeling import label_settings, loader_name
 from rmlora.run.plan import Plan
 
-_PIPELINES = {"image-classification": "image-classification"}
+_PIPELINES = {"image-classification": "image-classification", "question-answering": "question-answering"}
 
 
 def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | None]) -> str:
@@ -70,7 +71,7 @@ def _results(plan: Plan, result: dict[str, Any]) -> str:
 def _usage(plan: Plan) -> str:
     config = plan.config
     is_image = config.task == "image-classification"
-    auto = f"AutoModelFor{'Image' if is_image else 'Sequence'}Classification"
+    auto = loader_name(config.task)
     processor = "AutoImageProcessor" if is_image else "AutoTokenizer"
     if plan.handle is None:
         return (
@@ -78,7 +79,7 @@ def _usage(plan: Plan) -> str:
             f'model = {auto}.from_pretrained("<this folder>")\n'
             f'processor = {processor}.from_pretrained("<this folder>")'
         )
-    labels = 1 if plan.data.classes is None else len(plan.data.classes)
+    labels = label_settings(plan.data)["num_labels"]
     return (
         "from peft import PeftModel\n"
         f"from transformers import {auto}, {processor}\n\n"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rmlora.adapting import alpha
-from rmlora.config import LoraSettings, RunConfig
+from rmlora.config import DataConfig, LoraSettings, RunConfig
 from rmlora.errors import ConfigError, nearest
 from rmlora.methods import METHODS, Method
 
+DEFAULT_LENGTH = {"question-answering": 384}
 DEFAULT_LR = {"adapter": 1e-3, "full": 2e-5}
 
 
@@ -85,11 +86,20 @@ def complete(config: RunConfig) -> RunConfig:
     lora = config.lora if config.init_adapter is None else _adapter_settings(config)
     lora = lora.model_copy(update={"lora_alpha": alpha(lora)})
     lr = config.training.lr or DEFAULT_LR["full" if method.trains_base else "adapter"]
+    config = config.model_copy(update={"data": _data_settings(config)})
     training = config.training.model_copy(update={"lr": lr})
     if training.save == "best" and not training.save_every_epoch:
         raise ConfigError("training.save=best needs the checkpoints of training.save_every_epoch=true")
     settled = config.model_copy(update={"lora": lora, "training": training})
     return settled.model_copy(update={"output": config.output or _output_name(settled, method)})
+
+
+def _data_settings(config: RunConfig) -> DataConfig:
+    """Give a task its own length where none was set."""
+    length = DEFAULT_LENGTH.get(config.task)
+    if length is None or "max_length" in config.data.model_fields_set:
+        return config.data
+    return config.data.model_copy(update={"max_length": length})
 
 
 def _adapter_settings(config: RunConfig) -> LoraSettings:

@@ -9,6 +9,7 @@ from rmlora.modeling import Loaded
 from rmlora.run.sources import Sources
 from rmlora.tasks.data import Examples, TaskData
 from rmlora.tasks.encode import ImageExamples, encode_texts
+from rmlora.tasks.squad_windows import encode_questions
 
 
 def encode_parts(config: RunConfig, data: TaskData, loaded: Loaded, sources: Sources) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def encode_parts(config: RunConfig, data: TaskData, loaded: Loaded, sources: Sou
 
 def encode(config: RunConfig, examples: Examples, loaded: Loaded) -> Any:
     """Turn examples into what the model reads; images are opened only when asked for."""
+    if config.task == "question-answering":
+        return encode_questions(examples, loaded.processor, config.data.max_length, config.data.stride)
     if config.task != "image-classification":
         return encode_texts(examples, loaded.processor, config.data.max_length)
     mode = "L" if getattr(loaded.model.config, "num_channels", 3) == 1 else "RGB"

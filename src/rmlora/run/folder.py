@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "predictions.safetensors"
 
     @property
+    def answers(self) -> Path:
+        """The same in words, by the question's id; of question answering only."""
+        return self.path / "predictions.json"
+
+    @property
     def curves(self) -> Path:
         """The plot."""
         return self.path / "curves.png"
@@ -176,7 +181,15 @@ def _clear(folder: RunFolder) -> None:
     written: list[str] = []
     if folder.result.is_file():
         written = list(json.loads(folder.result.read_text(encoding="utf-8")).get("files", []))
-    named = (folder.config, folder.environment, folder.metrics, folder.result, folder.curves, folder.card)
+    named = (
+        folder.config,
+        folder.environment,
+        folder.metrics,
+        folder.result,
+        folder.curves,
+        folder.card,
+        folder.answers,
+    )
     for path in (*named, folder.predictions, *(folder.path / Path(name).name for name in written)):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)

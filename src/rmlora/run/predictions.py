@@ -39,6 +39,11 @@ class KeepPredictions(TrainerCallback):  # type: ignore[misc]
         is_last = round(state.epoch) >= args.num_train_epochs
         if self.latest is None or "eval_eval_loss" not in metrics or not (is_last and state.is_world_process_zero):
             return
+        self.write()
+
+    def write(self) -> None:
+        """Write what was remembered."""
         from safetensors.numpy import save
 
+        assert self.latest is not None
         write_bytes(self.folder.predictions, save(answers(*self.latest, self.task)))

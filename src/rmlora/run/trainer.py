@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PrinterCallback, Trainer
 
 from rmlora.config import Task
+from rmlora.run.answering import make_answer_trainer
 from rmlora.run.folder import RunFolder
 from rmlora.run.plan import Plan
 from rmlora.run.predictions import KeepPredictions
@@ -26,13 +27,24 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
         plan: of the run.
         callbacks: what records and shows; run in this order.
     """
+    trainer = _build(plan, callbacks)
+    # Models take any keyword but average their loss over the batch at hand. Left to itself the Trainer believes
+    # they divide by the items of the whole step, and their gradient grows with accumulation and with processes.
+    trainer.model_accepts_loss_kwargs = False
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
+    if plan.config.task == "question-answering":
+        return make_answer_trainer(plan, callbacks)
     train, held_out = plan.encoded["train"], plan.encoded["eval"]
     count = plan.config.training.train_eval_examples
     parts = {"train": head_of(train, count, plan.config.training.seed)} if count else {}
     task = plan.config.task
     is_image = task == "image-classification"
     predictions = KeepPredictions(RunFolder(Path(str(plan.config.output))), task)
-    trainer = Trainer(
+    return Trainer(
         model=plan.model,
         args=plan.arguments,
         train_dataset=train,
@@ -41,11 +53,6 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
         compute_metrics=predictions.watch(lambda output: measure_outputs(output, task)),
         callbacks=[predictions, *callbacks],
     )
-    # Classifiers take any keyword but average their loss over the batch at hand. Left to itself the Trainer believes
-    # they divide by the items of the whole step, and their gradient grows with accumulation and with processes.
-    trainer.model_accepts_loss_kwargs = False
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def measure_outputs(output: Any, task: Task) -> dict[str, float]:

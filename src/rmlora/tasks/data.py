@@ -15,6 +15,7 @@ from rmlora.tasks.holdout import carve
 from rmlora.tasks.hub import read_hub
 from rmlora.tasks.labels import Classes, find_classes, to_ids, to_numbers
 from rmlora.tasks.readers import read_file
+from rmlora.tasks.squad import ANSWERS, CONTEXTS, QUESTIONS, read_questions
 from rmlora.tasks.table import IMAGES, LABELS, Table, check_texts, take, take_text
 
 
@@ -24,11 +25,11 @@ class Examples:
 
     Attributes:
         inputs: the columns the model reads, in order: one text, two texts, or images.
-        labels: class ids, or numbers of a regression.
+        labels: class ids, numbers of a regression, or the `Question` asked.
     """
 
     inputs: tuple[Sequence[Any], ...]
-    labels: list[int] | list[float]
+    labels: list[Any]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,7 +43,7 @@ class TaskData:
         task: kind of task.
         train: examples to learn from.
         eval: held-out examples.
-        classes: None for a regression.
+        classes: None where the task has none.
         columns: names of the input columns and of the label, for the record.
         files: local files that were read, to be hashed; empty for a Hub data set.
     """
@@ -83,9 +84,9 @@ def load_data(config: DataConfig, task: Task, seed: int = 0) -> TaskData:
     """
     train, held_out = _read(config)
     columns = _input_columns(config, task, train)
-    label = take(train, config.label, LABELS, "data.label")
+    label = take(train, config.label, ANSWERS if task == "question-answering" else LABELS, "data.label")
     classes = None
-    if task != "text-regression":
+    if task.endswith("-classification"):
         classes = find_classes(train, label, config.num_labels, config.label_names)
     seed = seed if config.sample_seed is None else config.sample_seed
     learnt = _sample(_examples(train, columns, label, classes, task), config.train_examples, seed)
@@ -122,6 +123,8 @@ def _read(config: DataConfig) -> tuple[Table, Table | None]:
 
 
 def _examples(table: Table, columns: Sequence[str], label: str, classes: Classes | None, task: Task) -> Examples:
+    if task == "question-answering":
+        return Examples(*read_questions(table, columns, label))
     labels = to_numbers(table, label) if classes is None else to_ids(table, label, classes)
     return Examples(tuple(_inputs(table, column, task) for column in columns), labels)
 
@@ -129,6 +132,11 @@ def _examples(table: Table, columns: Sequence[str], label: str, classes: Classes
 def _input_columns(config: DataConfig, task: Task, train: Table) -> tuple[str, ...]:
     if task == "image-classification":
         return (take(train, config.image, IMAGES, "data.image"),)
+    if task == "question-answering":
+        return (
+            take(train, config.text, QUESTIONS, "data.text"),
+            take(train, config.text_pair, CONTEXTS, "data.text_pair"),
+        )
     first, second = take_text(train, config.text, config.text_pair)
     return (first,) if second is None else (first, second)
 

@@ -13,6 +13,7 @@ NAMES: dict[Task, tuple[str, ...]] = {
     "text-classification": ("accuracy", "f1", "matthews"),
     "text-regression": ("pearson", "spearman"),
     "image-classification": ("accuracy", "f1", "matthews"),
+    "question-answering": ("f1", "exact_match"),
 }
 
 
@@ -33,13 +34,13 @@ def choose_metric(wanted: str | None, task: Task, num_labels: int) -> str:
 
 
 def metric_names(task: Task, num_labels: int) -> tuple[str, ...]:
-    """List the metrics of a task; F1 is of class 1, so it exists for two classes only.
+    """List the metrics of a task; F1 of a classifier is of class 1, so it exists for two classes only.
 
     Example:
         >>> metric_names("image-classification", 100)
         ('accuracy', 'matthews')
     """
-    return tuple(n for n in NAMES[task] if n != "f1" or num_labels == 2)
+    return tuple(n for n in NAMES[task] if n != "f1" or num_labels == 2 or task == "question-answering")
 
 
 def measure(logits: Any, labels: Any, task: Task) -> dict[str, float]:

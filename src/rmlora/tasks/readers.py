@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmlora.errors import DataError, nearest
+from rmlora.tasks.squad_file import flatten, is_squad
 from rmlora.tasks.table import Table
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -44,8 +45,11 @@ def read_file(name: str, part: str) -> Table:
 
 
 def read_jsonl(path: Path, part: str = "train") -> Table:
-    """Read one JSON object per line, or one list of objects; a key missing in a row reads as None."""
+    """Read one JSON object per line, one list of objects, or SQuAD's nesting; a key missing in a row reads as None."""
     text = _read_text(path)
+    nested = _parse_whole(text)
+    if is_squad(nested):
+        return flatten(path, nested)
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
@@ -58,6 +62,14 @@ def read_jsonl(path: Path, part: str = "train") -> Table:
         raise DataError(f'{path}, row {wrong}: expected an object like {{"text": ..., "label": ...}}')
     names = dict.fromkeys(key for row in rows for key in row)
     return Table(str(path), {name: [row.get(name) for row in rows] for name in names})
+
+
+def _parse_whole(text: str) -> Any:
+    """Parse a file that is one JSON object; None if it is anything else."""
+    try:
+        return json.loads(text) if text.lstrip().startswith("{") else None
+    except json.JSONDecodeError:
+        return None
 
 
 def _parse_line(path: Path, number: int, line: str) -> Any:
