@@ -120,14 +120,22 @@ def test_every_block_names_its_language() -> None:
     assert not [f"{shown(p)}:{b.line}" for p in DOCUMENTS for b in blocks(p) if b.language not in LANGUAGES]
 
 
-def test_yaml_blocks_are_configurations() -> None:
+def test_yaml_blocks_are_configurations_or_studies() -> None:
+    from rmlora.compare.cells import final_cells, groups_of, selection_cells
+    from rmlora.compare.reading import make_study
     from rmlora.config_source import merge, parse_yaml, resolve
 
     for path in DOCUMENTS:
         for block in blocks(path):
             if block.language == "yaml":
                 where = f"{shown(path)}:{block.line}"
-                resolve(merge(parse_yaml(block.text, where), {}), where)
+                told = parse_yaml(block.text, where)
+                if "methods" in told:
+                    study = make_study(told, where)
+                    selection_cells(study)
+                    final_cells(study, dict.fromkeys(groups_of(study), 1e-3))
+                else:
+                    resolve(merge(told, {}), where)
 
 
 def test_every_command_exists() -> None:
