@@ -1,26 +1,21 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from rmlora.compare.cells import final_cells, only_rates
-from rmlora.config import Task
 from rmlora.errors import ConfigError
 from rmlora.reproduce.estimate import SHAPES, SIZES, Shape, Size, count_trainable, estimate_seconds
-from rmlora.reproduce.presets import DEBERTA, FIVE_EPOCHS, PRESETS, QUESTION_ANSWERING, SORA_THRESHOLDS, choose_preset
+from rmlora.reproduce.presets import DEBERTA, FIVE_EPOCHS, PRESETS, SORA_THRESHOLDS, choose_preset
 from rmlora.reproduce.studies import studies_of
 from tests import tiny
-
-ANSWERS_QUESTIONS = QUESTION_ANSWERING in get_args(Task)
-READY = [name for name in PRESETS if ANSWERS_QUESTIONS or name not in ("table2", "table3")]
 
 
 def cells_of(name: str) -> list:
     return [cell for study in studies_of(PRESETS[name], Path("out")) for cell in final_cells(study, only_rates(study))]
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_is_a_study_with_three_seeds_and_a_known_size(name: str) -> None:
     cells = cells_of(name)
     assert {cell.seed for cell in cells} == {0, 1, 2}
@@ -29,7 +24,7 @@ def test_every_preset_is_a_study_with_three_seeds_and_a_known_size(name: str) ->
     assert {cell.group.model for cell in cells} <= SHAPES.keys()
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", list(PRESETS))
 def test_every_published_number_of_a_method_that_is_there_has_its_cells(name: str) -> None:
     there = {(cell.group.label, cell.group.r, cell.group.task) for cell in cells_of(name)}
     labels = {label for label, _, _ in there}

@@ -10,7 +10,7 @@ from rmlora.reproduce.published import TABLE1, TABLE2, TABLE3, TABLE5, Published
 
 Settings = dict[str, Any]
 
-QUESTION_ANSWERING = "extractive-qa"
+QUESTION_ANSWERING = "question-answering"
 SEEDS = [0, 1, 2]
 SIX_PROJECTIONS = [
     "query_proj",
