@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from rmlora.errors import ConfigError, DataError, RmloraError
+from rmlora.report import curves, panels
 from rmlora.report.study_files import read_study
 from rmlora.report.write import write_report
 from tests.report.fixture import METHODS, FakeStudy
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Path:
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two methods; nothing is drawn, for these tests read what the report says, and drawing takes most of its time."""
+    for module in (curves, panels):
+        monkeypatch.setattr(module, "draw", lambda name, paint, **options: f'<svg id="{name}"></svg>')
     two = {label: METHODS[label] for label in ("LoRA", "RM-LoRA")}
     return FakeStudy(methods=two).write(tmp_path / "study")
 
