@@ -15,7 +15,11 @@ from rmlora.modeling import Loaded
 
 # What PEFT itself saves for a kind of task; adding the names again would write them twice.
 _PEFT_SAVES: dict[str | None, tuple[str, ...]] = {"SEQ_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
-_TASK_TYPES: dict[Task, str | None] = {"image-classification": None, "question-answering": "QUESTION_ANS"}
+_TASK_TYPES: dict[Task, str | None] = {
+    "image-classification": None,
+    "question-answering": "QUESTION_ANS",
+    "causal-lm": "CAUSAL_LM",
+}
 
 
 def add_adapter(loaded: Loaded, config: RunConfig) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Task = Literal["text-classification", "text-regression", "image-classification", "question-answering"]
+Task = Literal["text-classification", "text-regression", "image-classification", "question-answering", "causal-lm"]
 
 
 class Section(BaseModel):
@@ -33,19 +33,23 @@ class DataConfig(Section):
     )
     text: str | None = Field(
         default=None,
-        description="Column of the (first) text; default: sentence1, sentence, text, premise, question...",
+        description="Column of the (first) text; default: sentence1, sentence, text, premise, question...; "
+        "of causal-lm: prompt, instruction, input.",
     )
     text_pair: str | None = Field(
         default=None, description="Column of the second text; default: the partner of `text`, if there is one."
     )
     image: str | None = Field(default=None, description="Column (or .npz array) of the images; default: image, img, x.")
     label: str | None = Field(
-        default=None, description="Column (or .npz array) of the labels; default: label, labels, y."
+        default=None,
+        description="Column (or .npz array) of the labels; default: label, labels, y; of causal-lm: completion, "
+        "response, output.",
     )
     num_labels: int | None = Field(default=None, ge=2, description="Number of classes; default: counted in `train`.")
     label_names: list[str] | None = Field(
         default=None, description="Names of classes 0, 1, ...; default: from the data."
     )
+    separator: str = Field(default="", description="With task=causal-lm: put between prompt and completion.")
     max_length: int = Field(
         default=128, ge=4, description="Tokens kept of each example, both texts together; question-answering: 384."
     )
@@ -134,14 +138,30 @@ class TrainingConfig(Section):
     train_eval_examples: int = Field(
         default=1000, ge=0, description="Training examples evaluated each epoch to measure the gap; 0 = none."
     )
-    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match"] | None = Field(
-        default=None, description="Decides the best epoch; default: accuracy; regression: pearson; questions: f1."
+    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match", "log_likelihood"] | None = (
+        Field(
+            default=None,
+            description="Decides the best epoch; default: accuracy; regression: pearson; questions: f1; causal-lm: "
+            "log_likelihood.",
+        )
     )
     save: Literal["last", "best"] = Field(default="last", description="Which epoch's weights the run leaves.")
     save_every_epoch: bool = Field(default=True, description="Keep a checkpoint for --resume after each epoch.")
     keep_checkpoints: int = Field(default=1, ge=1, description="Checkpoints kept; older ones are deleted.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of the head, the order of the data, dropout and masks.")
     report_to: list[str] = Field(default=[], description='Trackers of HF Trainer, e.g. ["trackio"]; default: none.')
+
+
+class GenerationSettings(Section):
+    """With task=causal-lm: what the trained model completes at the end."""
+
+    examples: int = Field(
+        default=4, ge=0, description="Held-out prompts completed at the end, into generated.jsonl; 0 = none."
+    )
+    max_new_tokens: int = Field(default=64, ge=1, description="Tokens after which a text ends if it has not ended.")
+    metrics: list[Literal["rouge_l", "bleu"]] = Field(
+        default=[], description='Compare those texts with the completions; needs "rmlora[generation]".'
+    )
 
 
 class RunConfig(Section):
@@ -163,6 +183,9 @@ class RunConfig(Section):
     init_adapter: str | None = Field(default=None, description="Folder of a LoRA adapter to go on training.")
     lora: LoraSettings = Field(default_factory=LoraSettings, description=str(LoraSettings.__doc__))
     training: TrainingConfig = Field(default_factory=TrainingConfig, description=str(TrainingConfig.__doc__))
+    generation: GenerationSettings = Field(
+        default_factory=GenerationSettings, description=str(GenerationSettings.__doc__)
+    )
     output: str | None = Field(default=None, description="Folder of the results; default: runs/<what was run>.")
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with a Hub model or data set. Only if you trust it."
@@ -190,6 +213,6 @@ def section_names() -> list[str]:
 
     Example:
         >>> section_names()
-        ['answers', 'data', 'head', 'lora', 'training']
+        ['answers', 'data', 'generation', 'head', 'lora', 'training']
     """
     return sorted({name.split(".")[0] for name in setting_names() if "." in name})

@@ -19,6 +19,7 @@ from rmlora.tasks.data import TaskData
 _HEADS: dict[Task, str] = {
     "image-classification": "ImageClassification",
     "question-answering": "QuestionAnswering",
+    "causal-lm": "CausalLM",
 }
 
 
@@ -71,7 +72,9 @@ def load_model(config: RunConfig, data: TaskData) -> Loaded:
         )
     missing = set(report["missing_keys"]) | {entry[0] for entry in report["mismatched_keys"]}
     fresh, orphans = new_modules(model, missing)
-    heads = tuple(dict.fromkeys((*fresh, *_outside_encoder(model))))
+    # what lies outside a language model's blocks is part of what was pretrained
+    outside = [] if config.task == "causal-lm" else _outside_encoder(model)
+    heads = tuple(dict.fromkeys((*fresh, *outside)))
     processor = load_processor(config, model)
     return Loaded(model, processor, heads, fresh, orphans)
 
@@ -98,7 +101,7 @@ def load_processor(config: RunConfig, model: Any) -> Any:
     """Load the tokenizer or image processor of a model; a missing pad token becomes the end token.
 
     Raises:
-        ConfigError: it cannot be loaded, or there is no token to pad with.
+        ConfigError: it cannot be loaded, there is no token to pad with, or none to end a generated text.
     """
     import transformers
 
@@ -109,6 +112,8 @@ def load_processor(config: RunConfig, model: Any) -> Any:
 
             return AutoImageProcessor.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
         tokenizer = transformers.AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    if config.task == "causal-lm" and tokenizer.eos_token_id is None:
+        raise ConfigError(f'the tokenizer of "{config.model}" has no end token, so no completion could learn to end')
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ConfigError(f'the tokenizer of "{config.model}" has neither a padding nor an end token')
@@ -177,6 +182,8 @@ def label_settings(data: TaskData) -> dict[str, Any]:
     """Say in the words of a model's configuration what its head gives."""
     if data.task == "question-answering":
         return {"num_labels": 2}  # a logit to start the answer, one to end it
+    if data.task == "causal-lm":
+        return {}
     if data.classes is None:
         return {"num_labels": 1, "problem_type": "regression"}
     names = dict(enumerate(data.classes.names))

@@ -17,6 +17,7 @@ from rmlora.run.choice import complete
 from rmlora.run.curves import plot_curves
 from rmlora.run.environment import continue_environment, describe_environment
 from rmlora.run.folder import RunFolder, check_folder, checkpoint_step, open_folder
+from rmlora.run.generation import write_generated
 from rmlora.run.inference import count_inference
 from rmlora.run.plan import Plan, make_plan
 from rmlora.run.progress import ShowProgress
@@ -117,6 +118,8 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
     result = _summarise(plan, folder, trainer.state.global_step, time.monotonic() - begun)
     result["files"] = save_weights(plan, initial, folder.path)
     result["parameters"] |= count_inference(folder.path, plan.counts)
+    if plan.config.task == "causal-lm":
+        result |= write_generated(plan, folder)
     model = "/".join(Path(plan.config.model).parts[-2:])
     title = f"{plan.config.method} on {model}, {len(plan.data.eval)} held out"
     plot_curves(folder, folder.rows(), plan.metric, title)

@@ -10,10 +10,16 @@ from rmlora.config_source import dump
 from rmlora.modeling import label_settings, loader_name
 from rmlora.run.plan import Plan
 
-_PIPELINES = {"image-classification": "image-classification", "question-answering": "question-answering"}
+_PIPELINES = {
+    "image-classification": "image-classification",
+    "question-answering": "question-answering",
+    "causal-lm": "text-generation",
+}
 
 
-def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | None]) -> str:
+def write_card(
+    plan: Plan, result: dict[str, Any], versions: dict[str, str | None]
+) -> str:
     """Return the text of README.md.
 
     Args:
@@ -30,7 +36,10 @@ def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | Non
         "tags": ["rmlora", config.method, *(["lora"] if is_adapter else [])],
         "metrics": [plan.metric],
     }
-    used = ", ".join(f"{name} {versions[name]}" for name in ("rmlora", "peft", "transformers", "torch"))
+    used = ", ".join(
+        f"{name} {versions[name]}"
+        for name in ("rmlora", "peft", "transformers", "torch")
+    )
     what = "LoRA adapter" if is_adapter else "model"
     parts = (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
@@ -57,14 +66,29 @@ def _results(plan: Plan, result: dict[str, Any]) -> str:
     ]
     for which in ("best", "last"):
         row = result[which]
-        cells = (row[f"eval_{metric}"], row.get(f"train_{metric}"), row["gap"], row["eval_loss"])
+        cells = (
+            row[f"eval_{metric}"],
+            row.get(f"train_{metric}"),
+            row["gap"],
+            row["eval_loss"],
+        )
         values = " | ".join("-" if cell is None else f"{cell:.4f}" for cell in cells)
         lines.append(f"| {which} ({row['epoch']}) | {values} |")
     notes = [f"The weights are those of the {result['saved']} epoch."]
-    notes.append(f"Held out: {len(plan.data.eval)} examples, so one of them is {100 / len(plan.data.eval):.2f} points.")
+    held_out = len(plan.data.eval)
+    worth = (
+        ""
+        if plan.config.task == "causal-lm"
+        else f", so one of them is {100 / held_out:.2f} points"
+    )
+    notes.append(f"Held out: {held_out} examples{worth}.")
     if plan.data.majority is not None:
-        notes.append(f"Always naming the commonest class scores {plan.data.majority:.4f}.")
-    notes.append("This is one seed: no evidence that one method is better than another.")
+        notes.append(
+            f"Always naming the commonest class scores {plan.data.majority:.4f}."
+        )
+    notes.append(
+        "This is one seed: no evidence that one method is better than another."
+    )
     return "\n".join(lines) + "\n\n" + " ".join(notes) + "\n"
 
 
@@ -79,11 +103,13 @@ def _usage(plan: Plan) -> str:
             f'model = {auto}.from_pretrained("<this folder>")\n'
             f'processor = {processor}.from_pretrained("<this folder>")'
         )
-    labels = label_settings(plan.data)["num_labels"]
+    labels = "".join(
+        f", {k}={v}" for k, v in label_settings(plan.data).items() if k == "num_labels"
+    )
     return (
         "from peft import PeftModel\n"
         f"from transformers import {auto}, {processor}\n\n"
-        f'base = {auto}.from_pretrained("{config.model}", num_labels={labels})\n'
+        f'base = {auto}.from_pretrained("{config.model}"{labels})\n'
         'model = PeftModel.from_pretrained(base, "<this folder>")\n'
         f'processor = {processor}.from_pretrained("{config.model}")'
     )

@@ -18,6 +18,7 @@ from rmlora.methods import Method
 from rmlora.pairs import Pair
 from rmlora.run.arguments import training_arguments
 from rmlora.run.choice import choose_method, describe_links
+from rmlora.run.completion_limits import check_completion_task
 from rmlora.run.encoding import encode_parts
 from rmlora.run.folder import RunFolder
 from rmlora.run.sources import Sources
@@ -111,7 +112,9 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     from rmlora.adapting import add_adapter
 
     if config.scope == "head":
-        raise ConfigError("scope=head is not trained through the whole model; call rmlora.heads.train_head")
+        raise ConfigError(
+            "scope=head is not trained through the whole model; call rmlora.heads.train_head"
+        )
     method = choose_method(config)
     transform = method.build(**config.method_args)
     check_device(config)
@@ -121,6 +124,8 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     metric = choose_metric(config.training.metric, config.task, num_labels)
     arguments = training_arguments(config, RunFolder(Path(str(config.output))), metric)
     loaded = sources.model(config, data, _seed)
+    if config.task == "causal-lm":
+        check_completion_task(config, loaded.model)
     encoded = encode_parts(config, data, loaded, sources)
     if method.trains_base:
         model, handle = loaded.model, None
@@ -153,7 +158,9 @@ def check_device(config: RunConfig) -> None:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.training.precision == "fp16" and gpus == 0:
-        raise ConfigError("training.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
+        raise ConfigError(
+            "training.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU"
+        )
     if gpus > 1 and "LOCAL_RANK" not in os.environ:
         raise ConfigError(
             f"{gpus} GPUs are visible to one process, which would split each batch over all of them; start one process "

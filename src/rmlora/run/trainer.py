@@ -16,7 +16,8 @@ from rmlora.run.folder import RunFolder
 from rmlora.run.plan import Plan
 from rmlora.run.predictions import KeepPredictions
 from rmlora.tasks.calibration import expected_calibration_error
-from rmlora.tasks.encode import collate_images, head_of, pad_texts
+from rmlora.tasks.completions import completion_losses, pad_completions
+from rmlora.tasks.encode import Collate, collate_images, head_of, pad_texts
 from rmlora.tasks.metrics import measure
 
 
@@ -30,7 +31,9 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
     trainer = _build(plan, callbacks)
     # Models take any keyword but average their loss over the batch at hand. Left to itself the Trainer believes
     # they divide by the items of the whole step, and their gradient grows with accumulation and with processes.
-    trainer.model_accepts_loss_kwargs = False
+    # Language models do divide by the tokens of the whole step, and the Trainer knows.
+    if plan.config.task != "causal-lm":
+        trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -42,16 +45,18 @@ def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
     count = plan.config.training.train_eval_examples
     parts = {"train": head_of(train, count, plan.config.training.seed)} if count else {}
     task = plan.config.task
-    is_image = task == "image-classification"
     predictions = KeepPredictions(RunFolder(Path(str(plan.config.output))), task)
     return Trainer(
         model=plan.model,
         args=plan.arguments,
         train_dataset=train,
         eval_dataset={**parts, "eval": held_out},
-        data_collator=collate_images(plan.processor) if is_image else pad_texts(plan.processor),
+        data_collator=collate(plan),
         compute_metrics=predictions.watch(lambda output: measure_outputs(output, task)),
         callbacks=[predictions, *callbacks],
+        preprocess_logits_for_metrics=completion_losses
+        if task == "causal-lm"
+        else None,
     )
 
 
@@ -64,9 +69,24 @@ def measure_outputs(output: Any, task: Task) -> dict[str, float]:
     """
     found = measure(output.predictions, output.label_ids, task)
     if task.endswith("-classification"):
-        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        logits = (
+            output.predictions[0]
+            if isinstance(output.predictions, tuple)
+            else output.predictions
+        )
         found["ece"] = expected_calibration_error(logits, output.label_ids)
     return found
+
+
+def collate(plan: Plan) -> Collate:
+    """Return what makes a padded batch of encoded examples."""
+    if plan.config.task == "causal-lm":
+        return pad_completions(plan.processor)
+    return (
+        collate_images(plan.processor)
+        if plan.config.task == "image-classification"
+        else pad_texts(plan.processor)
+    )
 
 
 def quieten() -> Callable[[], None]:
@@ -80,7 +100,11 @@ def quieten() -> Callable[[], None]:
     caught = warnings.catch_warnings()
     caught.__enter__()
     for category in (FutureWarning, DeprecationWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category, module=r"(peft|transformers|torch|accelerate)\..*")
+        warnings.filterwarnings(
+            "ignore",
+            category=category,
+            module=r"(peft|transformers|torch|accelerate)\..*",
+        )
 
     def restore() -> None:
         caught.__exit__(None, None, None)

@@ -8,12 +8,14 @@ import numpy as np
 
 from rmlora.config import Task
 from rmlora.errors import ConfigError
+from rmlora.tasks.completions import likelihood
 
 NAMES: dict[Task, tuple[str, ...]] = {
     "text-classification": ("accuracy", "f1", "matthews"),
     "text-regression": ("pearson", "spearman"),
     "image-classification": ("accuracy", "f1", "matthews"),
     "question-answering": ("f1", "exact_match"),
+    "causal-lm": ("log_likelihood",),
 }
 
 
@@ -29,7 +31,10 @@ def choose_metric(wanted: str | None, task: Task, num_labels: int) -> str:
     """
     names = metric_names(task, num_labels)
     if wanted is not None and wanted not in names:
-        raise ConfigError(f'training.metric: {task} with {num_labels} outputs has {", ".join(names)}, not "{wanted}"')
+        kind = task if task == "causal-lm" else f"{task} with {num_labels} outputs"
+        raise ConfigError(
+            f'training.metric: {kind} has {", ".join(names)}, not "{wanted}"'
+        )
     return wanted or names[0]
 
 
@@ -40,29 +45,41 @@ def metric_names(task: Task, num_labels: int) -> tuple[str, ...]:
         >>> metric_names("image-classification", 100)
         ('accuracy', 'matthews')
     """
-    return tuple(n for n in NAMES[task] if n != "f1" or num_labels == 2 or task == "question-answering")
+    return tuple(
+        n
+        for n in NAMES[task]
+        if n != "f1" or num_labels == 2 or task == "question-answering"
+    )
 
 
 def measure(logits: Any, labels: Any, task: Task) -> dict[str, float]:
     """Compute every metric of a task.
 
     Args:
-        logits: `(n, classes)`, or `(n, 1)` or `(n,)` for a regression.
-        labels: `(n,)` class ids or numbers.
+        logits: `(n, classes)`, or `(n, 1)` or `(n,)` for a regression, or the `(n, 2)` of `completion_losses`.
+        labels: `(n,)` class ids or numbers; not looked at for causal-lm.
         task: kind of task.
 
     Returns:
-        Metrics by name, each at most 1. A correlation of constant outputs, which is 0 / 0, reads 0.
+        Metrics by name, each at most 1; for causal-lm those of `likelihood`. A correlation of constant outputs, which
+        is 0 / 0, reads 0.
 
     Example:
         >>> measure([[1.0, 0.0], [0.0, 1.0]], [0, 1], "text-classification")
         {'accuracy': 1.0, 'f1': 1.0, 'matthews': 1.0}
     """
-    outputs = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64)
+    outputs = np.asarray(
+        logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64
+    )
+    if task == "causal-lm":
+        return likelihood(outputs)
     truth = np.asarray(labels)
     if task == "text-regression":
         guess = outputs.reshape(len(truth))
-        return {"pearson": pearson(guess, truth), "spearman": pearson(_ranks(guess), _ranks(truth))}
+        return {
+            "pearson": pearson(guess, truth),
+            "spearman": pearson(_ranks(guess), _ranks(truth)),
+        }
     guess = outputs.argmax(-1)
     found = {"accuracy": float((guess == truth).mean())}
     if outputs.shape[-1] == 2:

@@ -8,9 +8,25 @@ from typing import Any
 
 from rmlora.errors import DataError, nearest
 
-PAIRS = {"sentence1": "sentence2", "question1": "question2", "premise": "hypothesis", "question": "sentence"}
-TEXTS = ("sentence1", "question1", "premise", "question", "sentence", "text", "review", "content")
+PAIRS = {
+    "sentence1": "sentence2",
+    "question1": "question2",
+    "premise": "hypothesis",
+    "question": "sentence",
+}
+TEXTS = (
+    "sentence1",
+    "question1",
+    "premise",
+    "question",
+    "sentence",
+    "text",
+    "review",
+    "content",
+)
 IMAGES = ("image", "img", "images", "x")
+PROMPTS = ("prompt", "instruction", "input", "source", "text")
+COMPLETIONS = ("completion", "response", "output", "target", "answer")
 LABELS = ("label", "labels", "y", "target", "score", "fine_label", "intent")
 
 
@@ -59,14 +75,20 @@ def take(table: Table, wanted: str | None, usual: Sequence[str], role: str) -> s
         if wanted in there:
             return wanted
         hint = nearest(wanted, there)
-        raise DataError(f'{table.where}: no column "{wanted}" ({role}){hint}; it has {", ".join(there)}')
+        raise DataError(
+            f'{table.where}: no column "{wanted}" ({role}){hint}; it has {", ".join(there)}'
+        )
     for name in usual:
         if name in there:
             return name
-    raise DataError(f"{table.where}: cannot tell which column is {role}; set {role}=<one of {', '.join(there)}>")
+    raise DataError(
+        f"{table.where}: cannot tell which column is {role}; set {role}=<one of {', '.join(there)}>"
+    )
 
 
-def take_text(table: Table, text: str | None, pair: str | None) -> tuple[str, str | None]:
+def take_text(
+    table: Table, text: str | None, pair: str | None
+) -> tuple[str, str | None]:
     """Choose the column of the text and, if there is one, that of its partner.
 
     Args:
@@ -99,4 +121,23 @@ def check_texts(table: Table, column: str) -> list[str]:
         if not isinstance(value, str):
             found = "nothing" if value is None else f"{value!r}, which is not text"
             raise DataError(f'{table.row(index)}: column "{column}" holds {found}')
+    return values
+
+
+def check_completions(table: Table, column: str) -> list[str]:
+    """Return a column's completions once every one is known to be text that says something.
+
+    Raises:
+        DataError: one is missing, is not text, or is empty; the row is named.
+
+    Example:
+        >>> check_completions(Table("a.jsonl", {"completion": ["yes"]}), "completion")
+        ['yes']
+    """
+    values = check_texts(table, column)
+    for index, value in enumerate(values):
+        if not value.strip():
+            raise DataError(
+                f'{table.row(index)}: column "{column}" is empty: there is nothing to learn'
+            )
     return values
