@@ -24,21 +24,14 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
 
     part = "eval"
 
-    def compute_loss(
-        self, model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Give the model its labels under the names it knows; the loss is the model's own."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         inputs |= {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: Any = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Evaluate one part, or each of several by its name."""
         self.part = metric_key_prefix.removeprefix("eval_")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -76,9 +69,7 @@ class KeepAnswers(KeepPredictions):
         """Compute exact match and F1, 0 to 1, of one evaluation's logits."""
         starts, ends = output.predictions
         windows = self.parts[self.part()]
-        self.answers = decode(
-            starts, ends, output.label_ids[:, 2], windows, *self.limits
-        )
+        self.answers = decode(starts, ends, output.label_ids[:, 2], windows, *self.limits)
         exact, f1 = score(self.answers, windows)
         self.latest = (exact, f1)
         return {"f1": float(f1.mean()), "exact_match": float(exact.mean())}
@@ -91,16 +82,9 @@ class KeepAnswers(KeepPredictions):
         exact, f1 = self.latest
         asked = self.parts["eval"].examples.labels
         texts = {asked[owner].id: text for owner, text in self.answers.items()}
-        write_text(
-            self.folder.answers, json.dumps(texts, indent=2, ensure_ascii=False) + "\n"
-        )
+        write_text(self.folder.answers, json.dumps(texts, indent=2, ensure_ascii=False) + "\n")
         values = f1.astype(np.float32)
-        scores = {
-            "correct": exact,
-            "values": values,
-            "f1": values.copy(),
-            "exact_match": exact.astype(np.float32),
-        }
+        scores = {"correct": exact, "values": values, "f1": values.copy(), "exact_match": exact.astype(np.float32)}
         write_bytes(self.folder.predictions, save(scores))
 
 

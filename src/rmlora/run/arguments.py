@@ -40,18 +40,14 @@ def training_arguments(config: RunConfig, folder: RunFolder, metric: str) -> Any
             max_grad_norm=t.max_grad_norm,
             lr_scheduler_type=t.lr_scheduler,
             warmup_steps=t.warmup_steps if t.warmup_steps < 1 else int(t.warmup_steps),
-            train_sampling_strategy="group_by_length"
-            if t.group_by_length and is_text
-            else "random",
+            train_sampling_strategy="group_by_length" if t.group_by_length and is_text else "random",
             bf16=t.precision == "bf16",
             fp16=t.precision == "fp16",
             gradient_checkpointing=t.gradient_checkpointing,
             dataloader_num_workers=t.num_workers,
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
-            label_names=[
-                "labels"
-            ],  # PEFT's wrapper hides the model's signature, from which they would be guessed
+            label_names=["labels"],  # PEFT's wrapper hides the model's signature, from which they would be guessed
             eval_strategy="epoch",
             logging_strategy="epoch",
             logging_nan_inf_filter=False,
@@ -66,9 +62,7 @@ def training_arguments(config: RunConfig, folder: RunFolder, metric: str) -> Any
             use_cpu=not torch.accelerator.is_available(),
         )
     except (ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"the Trainer refuses the training settings: {' '.join(str(error).split())}"
-        ) from error
+        raise ConfigError(f"the Trainer refuses the training settings: {' '.join(str(error).split())}") from error
 
 
 def check_trackers(names: list[str]) -> None:

@@ -17,9 +17,7 @@ _PIPELINES = {
 }
 
 
-def write_card(
-    plan: Plan, result: dict[str, Any], versions: dict[str, str | None]
-) -> str:
+def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | None]) -> str:
     """Return the text of README.md.
 
     Args:
@@ -36,10 +34,7 @@ def write_card(
         "tags": ["rmlora", config.method, *(["lora"] if is_adapter else [])],
         "metrics": [plan.metric],
     }
-    used = ", ".join(
-        f"{name} {versions[name]}"
-        for name in ("rmlora", "peft", "transformers", "torch")
-    )
+    used = ", ".join(f"{name} {versions[name]}" for name in ("rmlora", "peft", "transformers", "torch"))
     what = "LoRA adapter" if is_adapter else "model"
     parts = (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
@@ -66,29 +61,16 @@ def _results(plan: Plan, result: dict[str, Any]) -> str:
     ]
     for which in ("best", "last"):
         row = result[which]
-        cells = (
-            row[f"eval_{metric}"],
-            row.get(f"train_{metric}"),
-            row["gap"],
-            row["eval_loss"],
-        )
+        cells = (row[f"eval_{metric}"], row.get(f"train_{metric}"), row["gap"], row["eval_loss"])
         values = " | ".join("-" if cell is None else f"{cell:.4f}" for cell in cells)
         lines.append(f"| {which} ({row['epoch']}) | {values} |")
     notes = [f"The weights are those of the {result['saved']} epoch."]
     held_out = len(plan.data.eval)
-    worth = (
-        ""
-        if plan.config.task == "causal-lm"
-        else f", so one of them is {100 / held_out:.2f} points"
-    )
+    worth = "" if plan.config.task == "causal-lm" else f", so one of them is {100 / held_out:.2f} points"
     notes.append(f"Held out: {held_out} examples{worth}.")
     if plan.data.majority is not None:
-        notes.append(
-            f"Always naming the commonest class scores {plan.data.majority:.4f}."
-        )
-    notes.append(
-        "This is one seed: no evidence that one method is better than another."
-    )
+        notes.append(f"Always naming the commonest class scores {plan.data.majority:.4f}.")
+    notes.append("This is one seed: no evidence that one method is better than another.")
     return "\n".join(lines) + "\n\n" + " ".join(notes) + "\n"
 
 
@@ -103,9 +85,7 @@ def _usage(plan: Plan) -> str:
             f'model = {auto}.from_pretrained("<this folder>")\n'
             f'processor = {processor}.from_pretrained("<this folder>")'
         )
-    labels = "".join(
-        f", {k}={v}" for k, v in label_settings(plan.data).items() if k == "num_labels"
-    )
+    labels = "".join(f", {k}={v}" for k, v in label_settings(plan.data).items() if k == "num_labels")
     return (
         "from peft import PeftModel\n"
         f"from transformers import {auto}, {processor}\n\n"

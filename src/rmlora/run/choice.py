@@ -22,9 +22,7 @@ def all_knobs() -> tuple[str, ...]:
         >>> "weight" in all_knobs()
         True
     """
-    return tuple(
-        dict.fromkeys(knob for method in METHODS.values() for knob in method.knobs)
-    )
+    return tuple(dict.fromkeys(knob for method in METHODS.values() for knob in method.knobs))
 
 
 def choose_method(config: RunConfig) -> Method:
@@ -41,14 +39,10 @@ def choose_method(config: RunConfig) -> Method:
     method = METHODS.get(config.method)
     if method is None:
         hint = nearest(config.method, list(METHODS))
-        raise ConfigError(
-            f'unknown method "{config.method}"{hint}; there are {", ".join(METHODS)}'
-        )
+        raise ConfigError(f'unknown method "{config.method}"{hint}; there are {", ".join(METHODS)}')
     for name in config.method_args:
         if name not in method.knobs:
-            raise ConfigError(
-                f'method {method.name} has no setting "{name}"{_remedy(name, method)}'
-            )
+            raise ConfigError(f'method {method.name} has no setting "{name}"{_remedy(name, method)}')
     return method
 
 
@@ -56,10 +50,7 @@ def _remedy(name: str, method: Method) -> str:
     others = [other.name for other in METHODS.values() if name in other.knobs]
     if others:
         return f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
-    return (
-        nearest(name, list(method.knobs))
-        + f"; it has {', '.join(method.knobs) or 'none'}"
-    )
+    return nearest(name, list(method.knobs)) + f"; it has {', '.join(method.knobs) or 'none'}"
 
 
 def describe_links(transform: Any) -> list[dict[str, Any]]:
@@ -72,10 +63,7 @@ def describe_links(transform: Any) -> list[dict[str, Any]]:
     links = []
     for link in getattr(transform, "links", ()):
         values = {field.name: getattr(link, field.name) for field in fields(link)}
-        plain = {
-            k: v if isinstance(v, str | int | float | None) else repr(v)
-            for k, v in values.items()
-        }
+        plain = {k: v if isinstance(v, str | int | float | None) else repr(v) for k, v in values.items()}
         links.append({"link": type(link).__name__, **plain})
     return links
 
@@ -94,22 +82,16 @@ def complete(config: RunConfig) -> RunConfig:
     """
     method = choose_method(config)
     if method.trains_base and config.init_adapter is not None:
-        raise ConfigError(
-            f"method {method.name} has no adapter, so init_adapter has nothing to start"
-        )
+        raise ConfigError(f"method {method.name} has no adapter, so init_adapter has nothing to start")
     lora = config.lora if config.init_adapter is None else _adapter_settings(config)
     lora = lora.model_copy(update={"lora_alpha": alpha(lora)})
     lr = config.training.lr or DEFAULT_LR["full" if method.trains_base else "adapter"]
     config = config.model_copy(update={"data": _data_settings(config)})
     training = config.training.model_copy(update={"lr": lr})
     if training.save == "best" and not training.save_every_epoch:
-        raise ConfigError(
-            "training.save=best needs the checkpoints of training.save_every_epoch=true"
-        )
+        raise ConfigError("training.save=best needs the checkpoints of training.save_every_epoch=true")
     settled = config.model_copy(update={"lora": lora, "training": training})
-    return settled.model_copy(
-        update={"output": config.output or _output_name(settled, method)}
-    )
+    return settled.model_copy(update={"output": config.output or _output_name(settled, method)})
 
 
 def _data_settings(config: RunConfig) -> DataConfig:
@@ -128,9 +110,7 @@ def _adapter_settings(config: RunConfig) -> LoraSettings:
     names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
     found: dict[str, Any] = {name: stored[name] for name in names if name in stored}
     found["target_modules"] = stored.get("target_modules", "auto")
-    found["scale"] = found["lora_alpha"] / (
-        found["r"] ** (0.5 if found.get("use_rslora") else 1)
-    )
+    found["scale"] = found["lora_alpha"] / (found["r"] ** (0.5 if found.get("use_rslora") else 1))
     for name in config.lora.model_fields_set & found.keys():
         wanted = getattr(config.lora, name)
         if name != "target_modules" and wanted is not None and wanted != found[name]:

@@ -29,9 +29,7 @@ def check_completion_task(config: RunConfig, model: Any) -> None:
         )
     count = config.generation.max_new_tokens
     if config.generation.examples and count >= limit:
-        raise ConfigError(
-            f"generation.max_new_tokens={count} does not fit into the {limit} positions of the model"
-        )
+        raise ConfigError(f"generation.max_new_tokens={count} does not fit into the {limit} positions of the model")
 
 
 def positions(model: Any) -> int | None:

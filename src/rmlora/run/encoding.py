@@ -13,9 +13,7 @@ from rmlora.tasks.encode import ImageExamples, encode_texts
 from rmlora.tasks.squad_windows import encode_questions
 
 
-def encode_parts(
-    config: RunConfig, data: TaskData, loaded: Loaded, sources: Sources
-) -> dict[str, Any]:
+def encode_parts(config: RunConfig, data: TaskData, loaded: Loaded, sources: Sources) -> dict[str, Any]:
     """Encode both parts of the data, before anything of the run is written.
 
     Args:
@@ -40,13 +38,9 @@ def encode_parts(
 def encode(config: RunConfig, examples: Examples, loaded: Loaded) -> Any:
     """Turn examples into what the model reads; images are opened only when asked for."""
     if config.task == "question-answering":
-        return encode_questions(
-            examples, loaded.processor, config.data.max_length, config.data.stride
-        )
+        return encode_questions(examples, loaded.processor, config.data.max_length, config.data.stride)
     if config.task == "causal-lm":
-        return encode_completions(
-            examples, loaded.processor, config.data.max_length, config.data.separator
-        )
+        return encode_completions(examples, loaded.processor, config.data.max_length, config.data.separator)
     if config.task != "image-classification":
         return encode_texts(examples, loaded.processor, config.data.max_length)
     mode = "L" if getattr(loaded.model.config, "num_channels", 3) == 1 else "RGB"

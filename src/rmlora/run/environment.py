@@ -32,9 +32,7 @@ PACKAGES = (
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
-def describe_environment(
-    model_name: str, model: Any, data_files: Iterable[Path]
-) -> dict[str, Any]:
+def describe_environment(model_name: str, model: Any, data_files: Iterable[Path]) -> dict[str, Any]:
     """Collect everything outside the configuration that the numbers of a run may depend on.
 
     Args:
@@ -56,9 +54,7 @@ def describe_environment(
     }
 
 
-def continue_environment(
-    before: dict[str, Any], now: dict[str, Any], step: int
-) -> dict[str, Any]:
+def continue_environment(before: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
     """Join what a run depended on when it began with what it depends on as it goes on.
 
     Args:
@@ -78,18 +74,10 @@ def continue_environment(
         5
     """
     if before["model"].get("files") != now["model"].get("files"):
-        raise StateError(
-            f'--resume: the files of "{now["model"]["name"]}" have changed since the run began'
-        )
-    changed = [
-        name
-        for name, digest in now["data"].items()
-        if before["data"].get(name) != digest
-    ]
+        raise StateError(f'--resume: the files of "{now["model"]["name"]}" have changed since the run began')
+    changed = [name for name, digest in now["data"].items() if before["data"].get(name) != digest]
     if changed:
-        raise StateError(
-            f'--resume: "{changed[0]}" has changed since the run began; start anew with --overwrite'
-        )
+        raise StateError(f'--resume: "{changed[0]}" has changed since the run began; start anew with --overwrite')
     later = {"step": step, "versions": now["versions"], "machine": now["machine"]}
     return before | {"resumed": [*before.get("resumed", []), later]}
 
@@ -190,18 +178,12 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    names = [
-        line.partition(":")[2].strip()
-        for line in lines
-        if line.startswith("model name")
-    ]
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
 def _memory_gib() -> float | None:
     try:
-        return round(
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
-        )
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):
         return None

@@ -16,12 +16,7 @@ from rmlora.errors import ConfigError, StateError
 from rmlora.files import check_writable, write_text
 
 # Settings that may differ between a run and its continuation without changing what is computed.
-_FREE = {
-    "output",
-    "training.report_to",
-    "training.keep_checkpoints",
-    "training.num_workers",
-}
+_FREE = {"output", "training.report_to", "training.keep_checkpoints", "training.num_workers"}
 
 
 @dataclass(frozen=True)
@@ -122,9 +117,7 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def check_folder(
-    folder: RunFolder, config: RunConfig, resume: bool, overwrite: bool
-) -> bool:
+def check_folder(folder: RunFolder, config: RunConfig, resume: bool, overwrite: bool) -> bool:
     """Refuse an output folder that cannot or should not be written; nothing is changed.
 
     Args:
@@ -144,9 +137,7 @@ def check_folder(
     if not folder.path.is_dir() or not any(folder.path.iterdir()):
         return False
     if not folder.config.is_file():
-        raise ConfigError(
-            f'output "{folder.path}" is not empty and holds no rmlora run; choose another folder'
-        )
+        raise ConfigError(f'output "{folder.path}" is not empty and holds no rmlora run; choose another folder')
     if overwrite:
         return False
     finished = folder.result.is_file()
@@ -165,16 +156,12 @@ def check_folder(
     return finished
 
 
-def changed_settings(
-    folder: RunFolder, config: RunConfig
-) -> list[tuple[str, Any, Any]]:
+def changed_settings(folder: RunFolder, config: RunConfig) -> list[tuple[str, Any, Any]]:
     """List settings that differ from those the folder's run was started with: name, before, now."""
     before = _flat(yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {})
     now = _flat(yaml.safe_load(dump(config)))
     names = [n for n in dict.fromkeys((*before, *now)) if n not in _FREE]
-    return [
-        (n, before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)
-    ]
+    return [(n, before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)]
 
 
 def open_folder(folder: RunFolder, checkpoint: Path | None, overwrite: bool) -> None:
@@ -198,9 +185,7 @@ def open_folder(folder: RunFolder, checkpoint: Path | None, overwrite: bool) -> 
 def _clear(folder: RunFolder) -> None:
     written: list[str] = []
     if folder.result.is_file():
-        written = list(
-            json.loads(folder.result.read_text(encoding="utf-8")).get("files", [])
-        )
+        written = list(json.loads(folder.result.read_text(encoding="utf-8")).get("files", []))
     named = (
         folder.config,
         folder.environment,
@@ -211,11 +196,7 @@ def _clear(folder: RunFolder) -> None:
         folder.answers,
         folder.generated,
     )
-    for path in (
-        *named,
-        folder.predictions,
-        *(folder.path / Path(name).name for name in written),
-    ):
+    for path in (*named, folder.predictions, *(folder.path / Path(name).name for name in written)):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 

@@ -30,9 +30,7 @@ def write_generated(plan: Plan, folder: RunFolder) -> dict[str, Any]:
     """
     settings = plan.config.generation
     references: dict[str, list[str]] = {}
-    for prompt, completion in zip(
-        plan.data.eval.inputs[0], plan.data.eval.labels, strict=True
-    ):
+    for prompt, completion in zip(plan.data.eval.inputs[0], plan.data.eval.labels, strict=True):
         references.setdefault(prompt, []).append(str(completion))
     chosen = list(references)[: settings.examples]
     if not chosen:
@@ -42,13 +40,8 @@ def write_generated(plan: Plan, folder: RunFolder) -> dict[str, Any]:
         {"prompt": prompt, "completions": references[prompt], "generated": text}
         for prompt, text in zip(chosen, generated, strict=True)
     ]
-    write_text(
-        folder.generated,
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
-    )
-    found = overlap(
-        settings.metrics, generated, [references[prompt] for prompt in chosen]
-    )
+    write_text(folder.generated, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    found = overlap(settings.metrics, generated, [references[prompt] for prompt in chosen])
     return {"generation": {"examples": len(chosen), **found}}
 
 
@@ -62,17 +55,12 @@ def generate(plan: Plan, prompts: Sequence[str]) -> list[str]:
     """
     config, tokenizer = plan.config, plan.processor
     count, limit = config.generation.max_new_tokens, positions(plan.model)
-    longest = min(
-        config.data.max_length,
-        limit - count if limit is not None else config.data.max_length,
-    )
+    longest = min(config.data.max_length, limit - count if limit is not None else config.data.max_length)
     ids = encode_prompts(prompts, tokenizer, longest, config.data.separator)
     plan.model.eval()
     texts = []
     for start in range(0, len(ids), config.training.eval_batch_size):
-        batch = pad_left(
-            ids[start : start + config.training.eval_batch_size], tokenizer.pad_token_id
-        )
+        batch = pad_left(ids[start : start + config.training.eval_batch_size], tokenizer.pad_token_id)
         inputs = {name: tensor.to(plan.model.device) for name, tensor in batch.items()}
         outputs = plan.model.generate(
             **inputs,
@@ -97,7 +85,5 @@ def pad_left(rows: Sequence[list[int]], pad: int) -> dict[str, torch.Tensor]:
     width = max(len(row) for row in rows)
     return {
         "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
-        "attention_mask": torch.tensor(
-            [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        ),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
     }

@@ -34,9 +34,7 @@ def count_inference(folder: Path, counts: Counts) -> dict[str, int]:
             if ".lora_A." in name:
                 A, B = file.get_tensor(name), _partner(file, name, names)
                 used = _used(A, 0) if B is None else _used(A, 0) & _used(B, 1)
-                total += int(used.sum()) * (
-                    A[0].numel() + (0 if B is None else B[:, 0].numel())
-                )
+                total += int(used.sum()) * (A[0].numel() + (0 if B is None else B[:, 0].numel()))
             elif "lora_" in name and ".lora_B." not in name:
                 total += file.get_tensor(name).numel()
     return {"inference_adapter": total, "inference": total + counts.head}

@@ -31,11 +31,7 @@ class MaskedUpdates:
             self.before = None
             return
         self.before = [
-            (
-                pair.A.clone(),
-                pair.B.clone(),
-                *(_masked(side, pair.r, pair.A.device) for side in kept[pair.name]),
-            )
+            (pair.A.clone(), pair.B.clone(), *(_masked(side, pair.r, pair.A.device) for side in kept[pair.name]))
             for pair in pairs
         ]
 
@@ -44,9 +40,7 @@ class MaskedUpdates:
         """Add what the optimizer step changed."""
         if self.before is None:
             return
-        for pair, (A, B, masked_A, masked_B) in zip(
-            self.handle.pairs, self.before, strict=True
-        ):
+        for pair, (A, B, masked_A, masked_B) in zip(self.handle.pairs, self.before, strict=True):
             moved_A, moved_B = (pair.A - A).abs().sum(1), (pair.B - B).abs().sum(0)
             self.masked += float(moved_A[masked_A].sum() + moved_B[masked_B].sum())
             self.all += float(moved_A.sum() + moved_B.sum())

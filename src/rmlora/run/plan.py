@@ -112,9 +112,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     from rmlora.adapting import add_adapter
 
     if config.scope == "head":
-        raise ConfigError(
-            "scope=head is not trained through the whole model; call rmlora.heads.train_head"
-        )
+        raise ConfigError("scope=head is not trained through the whole model; call rmlora.heads.train_head")
     method = choose_method(config)
     transform = method.build(**config.method_args)
     check_device(config)
@@ -158,9 +156,7 @@ def check_device(config: RunConfig) -> None:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.training.precision == "fp16" and gpus == 0:
-        raise ConfigError(
-            "training.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU"
-        )
+        raise ConfigError("training.precision=fp16 needs a GPU; use bf16 or fp32 on a CPU")
     if gpus > 1 and "LOCAL_RANK" not in os.environ:
         raise ConfigError(
             f"{gpus} GPUs are visible to one process, which would split each batch over all of them; start one process "

@@ -25,9 +25,7 @@ class KeepPredictions(TrainerCallback):  # type: ignore[misc]
         self.task = task
         self.latest: tuple[Any, Any] | None = None
 
-    def watch(
-        self, measure: Callable[[Any], dict[str, float]]
-    ) -> Callable[[Any], dict[str, float]]:
+    def watch(self, measure: Callable[[Any], dict[str, float]]) -> Callable[[Any], dict[str, float]]:
         """Return `measure`, remembering the answers it is given until the next."""
 
         def watched(output: Any) -> dict[str, float]:
@@ -36,21 +34,10 @@ class KeepPredictions(TrainerCallback):  # type: ignore[misc]
 
         return watched
 
-    def on_evaluate(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        metrics: dict[str, Any],
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
         """Write the held-out part's answers once the last epoch is evaluated."""
         is_last = round(state.epoch) >= args.num_train_epochs
-        if (
-            self.latest is None
-            or "eval_eval_loss" not in metrics
-            or not (is_last and state.is_world_process_zero)
-        ):
+        if self.latest is None or "eval_eval_loss" not in metrics or not (is_last and state.is_world_process_zero):
             return
         self.write()
 

@@ -33,9 +33,7 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         self.begun = 0.0
         self.first_step = 0
 
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar where the run starts, which after a resume is not zero."""
         self.begun, self.first_step = time.monotonic(), state.global_step
         self.shown = len(self.folder.rows())
@@ -54,9 +52,7 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
             transient=True,
             speed_estimate_period=300,
         )
-        self.task = self.bar.add_task(
-            self._epoch(args, state), total=state.max_steps, completed=state.global_step
-        )
+        self.task = self.bar.add_task(self._epoch(args, state), total=state.max_steps, completed=state.global_step)
         self.bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -69,11 +65,7 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         """Print the line of an epoch once its row is written."""
         rows = self.folder.rows() if state.is_world_process_zero else []
         for row in rows[self.shown :]:
-            say(
-                self.console,
-                epoch_line(row, self.metric, round(args.num_train_epochs))
-                + self._left(state),
-            )
+            say(self.console, epoch_line(row, self.metric, round(args.num_train_epochs)) + self._left(state))
         self.shown = max(self.shown, len(rows))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -90,11 +82,7 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         done = state.global_step - self.first_step
         if self.bar is not None or done == 0 or state.global_step >= state.max_steps:
             return ""
-        left = (
-            (time.monotonic() - self.begun)
-            / done
-            * (state.max_steps - state.global_step)
-        )
+        left = (time.monotonic() - self.begun) / done * (state.max_steps - state.global_step)
         return f"  (about {duration(left)} left)"
 
     @staticmethod
@@ -111,16 +99,8 @@ def epoch_line(row: dict[str, Any], metric: str, epochs: int) -> str:
         >>> epoch_line(row | {"effective_rank": 3.21}, "f1", 3)
         'epoch 1/3  loss 0.7000  eval loss 0.5000  f1 0.8000 (train 0.9000, gap +0.1000)  effective rank 3.2'
     """
-    gap = (
-        ""
-        if row["gap"] is None
-        else f" (train {row[f'train_{metric}']:.4f}, gap {row['gap']:+.4f})"
-    )
-    rank = (
-        f"  effective rank {row['effective_rank']:.1f}"
-        if "effective_rank" in row
-        else ""
-    )
+    gap = "" if row["gap"] is None else f" (train {row[f'train_{metric}']:.4f}, gap {row['gap']:+.4f})"
+    rank = f"  effective rank {row['effective_rank']:.1f}" if "effective_rank" in row else ""
     running = "" if row["running_loss"] is None else f"  loss {row['running_loss']:.4f}"
     return (
         f"epoch {row['epoch']}/{epochs}{running}  eval loss {row['eval_loss']:.4f}"

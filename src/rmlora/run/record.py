@@ -11,13 +11,7 @@ from transformers import TrainerCallback
 
 from rmlora.analysis.gram import penalty
 from rmlora.analysis.orthogonality import orthogonality_excess
-from rmlora.analysis.spectra import (
-    default_tolerance,
-    effective_rank,
-    numerical_rank,
-    singular_values,
-    stable_rank,
-)
+from rmlora.analysis.spectra import default_tolerance, effective_rank, numerical_rank, singular_values, stable_rank
 from rmlora.errors import DivergedError
 from rmlora.pairs import Factors, Pair, Stack, stack_pairs
 from rmlora.run.folder import RunFolder
@@ -45,41 +39,29 @@ class RecordEpochs(TrainerCallback):  # type: ignore[misc]
     the same file as one that was never interrupted.
     """
 
-    def __init__(
-        self, folder: RunFolder, metric: str, pairs: Sequence[Pair], handle: Any = None
-    ) -> None:
+    def __init__(self, folder: RunFolder, metric: str, pairs: Sequence[Pair], handle: Any = None) -> None:
         self.folder = folder
         self.metric = metric
         self.pairs = pairs
         self.updates = MaskedUpdates(handle) if handle is not None else None
         self.pending: Row = {}
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the factors before the optimizer moves them."""
         if self.updates is not None:
             self.updates.begin_step()
 
-    def on_optimizer_step(
-        self, args: Any, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure what it moved."""
         if self.updates is not None:
             self.updates.end_step()
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Row, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Row, **kwargs: Any) -> None:
         """Collect the metrics of one part; write the row once the held-out part is there."""
         for part, prefix in PREFIXES.items():
             for name, value in metrics.items():
                 short = name.removeprefix(prefix)
-                if (
-                    name.startswith(prefix)
-                    and "per_second" not in name
-                    and short != "runtime"
-                ):
+                if name.startswith(prefix) and "per_second" not in name and short != "runtime":
                     self.pending[f"{part}_{short}"] = value
         if "eval_loss" not in self.pending:
             return
@@ -111,14 +93,9 @@ def make_row(state: Any, found: Row, metric: str) -> Row:
         "step": state.global_step,
         "running_loss": logged[-1] if logged else None,
     }
-    row |= {
-        name: found[name]
-        for name in sorted(found, key=lambda n: (n.split("_")[0] != "train", n))
-    }
+    row |= {name: found[name] for name in sorted(found, key=lambda n: (n.split("_")[0] != "train", n))}
     has_train = "train_loss" in found
-    row["gap"] = (
-        found[f"train_{metric}"] - found[f"eval_{metric}"] if has_train else None
-    )
+    row["gap"] = found[f"train_{metric}"] - found[f"eval_{metric}"] if has_train else None
     row["loss_gap"] = found["eval_loss"] - found["train_loss"] if has_train else None
     return row
 
@@ -175,11 +152,7 @@ def refuse_nan(row: Row) -> None:
     Raises:
         DivergedError: names the epoch and what usually helps.
     """
-    broken = [
-        n
-        for n in ("running_loss", "train_loss", "eval_loss")
-        if not math.isfinite(row.get(n) or 0.0)
-    ]
+    broken = [n for n in ("running_loss", "train_loss", "eval_loss") if not math.isfinite(row.get(n) or 0.0)]
     if broken:
         raise DivergedError(
             f"{broken[0]} is {row[broken[0]]} after epoch {row['epoch']}: training diverged; lower training.lr "

@@ -19,14 +19,8 @@ from rmlora.run.wording import duration, say
 def show_header(console: Console, plan: Plan) -> None:
     """Print in three lines what is trained on what."""
     config, counts, held_out = plan.config, plan.counts, len(plan.data.eval)
-    guess = (
-        f"; the commonest class scores {plan.data.majority:.4f}"
-        if plan.data.majority
-        else ""
-    )
-    worth = (
-        "" if config.task == "causal-lm" else f" (one is {100 / held_out:.2f} points)"
-    )
+    guess = f"; the commonest class scores {plan.data.majority:.4f}" if plan.data.majority else ""
+    worth = "" if config.task == "causal-lm" else f" (one is {100 / held_out:.2f} points)"
     say(console, f"{config.method} on {config.model}: {plan.method.summary}")
     say(
         console,
@@ -47,9 +41,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         console.print(_modules(plan))
         say(console, f"Trained and saved whole: {', '.join(plan.heads) or 'nothing'}")
     for link in plan.links:
-        values = ", ".join(
-            f"{name}={value}" for name, value in link.items() if name != "link"
-        )
+        values = ", ".join(f"{name}={value}" for name, value in link.items() if name != "link")
         say(console, f"Method {plan.method.name}: {link['link']}({values})")
     epochs = plan.config.training.epochs
     say(
@@ -57,37 +49,19 @@ def show_plan(console: Console, plan: Plan) -> None:
         f"Data: {len(plan.data.train)} examples to train on, {len(plan.data.eval)} held out; "
         f"columns {', '.join(plan.data.columns)}",
     )
-    say(
-        console,
-        f"Steps: {plan.steps_per_epoch} an epoch, {plan.steps_per_epoch * epochs} in all",
-    )
+    say(console, f"Steps: {plan.steps_per_epoch} an epoch, {plan.steps_per_epoch * epochs} in all")
     say(console, "Dry run: nothing was written.")
 
 
-def show_result(
-    console: Console, plan: Plan, result: dict[str, Any], folder: RunFolder
-) -> None:
+def show_result(console: Console, plan: Plan, result: dict[str, Any], folder: RunFolder) -> None:
     """Print best and last epoch, where everything lies, and two things to do next."""
     metric = plan.metric
     table = Table(title=None, show_edge=False, pad_edge=False)
-    for name in (
-        "",
-        "epoch",
-        f"eval {metric}",
-        f"train {metric}",
-        "gap",
-        "eval loss",
-        "effective rank",
-    ):
+    for name in ("", "epoch", f"eval {metric}", f"train {metric}", "gap", "eval loss", "effective rank"):
         table.add_column(name, justify="right" if name else "left")
     for which in ("best", "last"):
         row = result[which]
-        cells = (
-            row[f"eval_{metric}"],
-            row.get(f"train_{metric}"),
-            row["gap"],
-            row["eval_loss"],
-        )
+        cells = (row[f"eval_{metric}"], row.get(f"train_{metric}"), row["gap"], row["eval_loss"])
         rank = row.get("effective_rank")
         table.add_row(
             which,
@@ -96,14 +70,8 @@ def show_result(
             "-" if rank is None else f"{rank:.2f}",
         )
     console.print(table)
-    if (
-        plan.metric == "accuracy"
-        and result["best"]["eval_accuracy"] <= result["majority"]
-    ):
-        say(
-            console,
-            f"No epoch is better than always naming the commonest class ({result['majority']:.4f}).",
-        )
+    if plan.metric == "accuracy" and result["best"]["eval_accuracy"] <= result["majority"]:
+        say(console, f"No epoch is better than always naming the commonest class ({result['majority']:.4f}).")
     saved = f"the {result['saved']} epoch's weights"
     say(console, f"Done in {duration(result['seconds'])}. {folder.path} holds {saved}.")
     for line in next_steps(plan, folder.path):
@@ -113,16 +81,10 @@ def show_result(
 def next_steps(plan: Plan, path: Path) -> list[str]:
     """Name two things to do after a run."""
     compare = next(m for m in ("lora", "rm-lora") if m != plan.config.method)
-    settings, output = (
-        quote(str(path / "config.yaml")),
-        quote(f"output={path}-{compare}"),
-    )
+    settings, output = quote(str(path / "config.yaml")), quote(f"output={path}-{compare}")
     again = f"rmlora train {settings} method={compare} method_args={{}} {output}"
     if plan.handle is None:
-        return [
-            f"Look at the curves: {path / 'curves.png'}",
-            f"Compare with {compare}: {again} lr=1e-3",
-        ]
+        return [f"Look at the curves: {path / 'curves.png'}", f"Compare with {compare}: {again} lr=1e-3"]
     return [
         f"Look into the adapter: rmlora inspect {quote(str(path))} (curves: {path / 'curves.png'})",
         f"Compare with {compare}: {again}",
@@ -152,23 +114,11 @@ def _modules(plan: Plan) -> Table:
     """List adapted modules by their last names: 12 layers' worth of one projection is one row."""
     groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for pair in plan.pairs:
-        kind = ".".join(
-            "*" if part.isdigit() else part for part in pair.name.split(".")
-        )
-        groups[(kind, pair.A.shape[1], pair.B.shape[0], pair.r, pair.scale)].append(
-            pair.name
-        )
-    table = Table(
-        title=f"Adapted modules: {len(plan.pairs)} pairs (A, B)",
-        title_justify="left",
-        show_edge=False,
-    )
+        kind = ".".join("*" if part.isdigit() else part for part in pair.name.split("."))
+        groups[(kind, pair.A.shape[1], pair.B.shape[0], pair.r, pair.scale)].append(pair.name)
+    table = Table(title=f"Adapted modules: {len(plan.pairs)} pairs (A, B)", title_justify="left", show_edge=False)
     for name in ("module", "number", "d_in", "d_out", "r", "scale"):
-        table.add_column(
-            name, justify="left" if name == "module" else "right", overflow="fold"
-        )
+        table.add_column(name, justify="left" if name == "module" else "right", overflow="fold")
     for (kind, d_in, d_out, r, scale), names in groups.items():
-        table.add_row(
-            kind, str(len(names)), str(d_in), str(d_out), str(r), f"{scale:g}"
-        )
+        table.add_row(kind, str(len(names)), str(d_in), str(d_out), str(r), f"{scale:g}")
     return table

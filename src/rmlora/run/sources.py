@@ -25,9 +25,7 @@ class Sources:
         """Return the examples of a run; they are not to be changed."""
         return load_data(config.data, config.task, config.training.seed)
 
-    def model(
-        self, config: RunConfig, data: TaskData, seed: Callable[[int], None]
-    ) -> Loaded:
+    def model(self, config: RunConfig, data: TaskData, seed: Callable[[int], None]) -> Loaded:
         """Return a model for one run to change as it likes, its head drawn with the run's seed."""
         seed(config.training.seed)
         return load_model(config, data)
@@ -57,21 +55,14 @@ class KeptSources(Sources):
 
     def data(self, config: RunConfig) -> TaskData:
         """Return the examples of a run; they are not to be changed."""
-        return _keep(
-            self.datas,
-            _data_key(config),
-            self.size,
-            lambda: super(KeptSources, self).data(config),
-        )
+        return _keep(self.datas, _data_key(config), self.size, lambda: super(KeptSources, self).data(config))
 
     def encoded(self, config: RunConfig, part: str, encode: Callable[[], Any]) -> Any:
         """Return what `encode` makes of one part of the data, made once; it is not to be changed."""
         key = json.dumps([config.model, part, _data_key(config)])
         return _keep(self.parts, key, 2 * self.size, encode)
 
-    def model(
-        self, config: RunConfig, data: TaskData, seed: Callable[[int], None]
-    ) -> Loaded:
+    def model(self, config: RunConfig, data: TaskData, seed: Callable[[int], None]) -> Loaded:
         """Return a copy of the model with a head drawn with the run's seed."""
         classes = None if data.classes is None else data.classes.names
         key = json.dumps([config.model, config.task, config.trust_remote_code, classes])
@@ -84,9 +75,7 @@ class KeptSources(Sources):
         loaded = super().model(config, data, seed)
         if key not in self.models:
             self.models.clear()
-            self.models[key] = _if_head_can_be_drawn_again(
-                loaded, config.training.seed, seed
-            )
+            self.models[key] = _if_head_can_be_drawn_again(loaded, config.training.seed, seed)
         return loaded
 
 
@@ -111,9 +100,7 @@ def _draw(model: Any) -> Callable[[Any], None]:
     return draw
 
 
-def _if_head_can_be_drawn_again(
-    loaded: Loaded, number: int, seed: Callable[[int], None]
-) -> Loaded | None:
+def _if_head_can_be_drawn_again(loaded: Loaded, number: int, seed: Callable[[int], None]) -> Loaded | None:
     """Return a copy to keep if drawing its head anew gives the loaded one, generator included; the latter stays."""
     if loaded.orphans:
         return None
@@ -123,10 +110,7 @@ def _if_head_can_be_drawn_again(
     draw_heads(kept)
     same = torch.equal(torch.get_rng_state(), after)
     own = loaded.model.state_dict()
-    same = same and all(
-        torch.equal(own[name], tensor)
-        for name, tensor in kept.model.state_dict().items()
-    )
+    same = same and all(torch.equal(own[name], tensor) for name, tensor in kept.model.state_dict().items())
     torch.set_rng_state(after)
     return kept if same else None
 
@@ -136,18 +120,9 @@ def _copy(loaded: Loaded) -> Loaded:
 
 
 def _data_key(config: RunConfig) -> str:
-    samples = (
-        config.data.train_examples is not None or config.data.eval_examples is not None
-    )
+    samples = config.data.train_examples is not None or config.data.eval_examples is not None
     seed = config.training.seed if samples and config.data.sample_seed is None else None
-    return json.dumps(
-        [
-            config.task,
-            config.data.model_dump(mode="json"),
-            config.trust_remote_code,
-            seed,
-        ]
-    )
+    return json.dumps([config.task, config.data.model_dump(mode="json"), config.trust_remote_code, seed])
 
 
 def _keep(kept: OrderedDict[str, T], key: str, size: int, make: Callable[[], T]) -> T:

@@ -54,9 +54,7 @@ def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
         data_collator=collate(plan),
         compute_metrics=predictions.watch(lambda output: measure_outputs(output, task)),
         callbacks=[predictions, *callbacks],
-        preprocess_logits_for_metrics=completion_losses
-        if task == "causal-lm"
-        else None,
+        preprocess_logits_for_metrics=completion_losses if task == "causal-lm" else None,
     )
 
 
@@ -69,11 +67,7 @@ def measure_outputs(output: Any, task: Task) -> dict[str, float]:
     """
     found = measure(output.predictions, output.label_ids, task)
     if task.endswith("-classification"):
-        logits = (
-            output.predictions[0]
-            if isinstance(output.predictions, tuple)
-            else output.predictions
-        )
+        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         found["ece"] = expected_calibration_error(logits, output.label_ids)
     return found
 
@@ -82,11 +76,7 @@ def collate(plan: Plan) -> Collate:
     """Return what makes a padded batch of encoded examples."""
     if plan.config.task == "causal-lm":
         return pad_completions(plan.processor)
-    return (
-        collate_images(plan.processor)
-        if plan.config.task == "image-classification"
-        else pad_texts(plan.processor)
-    )
+    return collate_images(plan.processor) if plan.config.task == "image-classification" else pad_texts(plan.processor)
 
 
 def quieten() -> Callable[[], None]:
@@ -100,11 +90,7 @@ def quieten() -> Callable[[], None]:
     caught = warnings.catch_warnings()
     caught.__enter__()
     for category in (FutureWarning, DeprecationWarning, UserWarning):
-        warnings.filterwarnings(
-            "ignore",
-            category=category,
-            module=r"(peft|transformers|torch|accelerate)\..*",
-        )
+        warnings.filterwarnings("ignore", category=category, module=r"(peft|transformers|torch|accelerate)\..*")
 
     def restore() -> None:
         caught.__exit__(None, None, None)

@@ -27,14 +27,9 @@ def initial_factors(plan: Plan) -> dict[str, Tensor]:
     Returns:
         Copies by the names of a saved adapter; empty where the base is as it was published.
     """
-    if (
-        plan.config.lora.init_lora_weights not in _MOVES_BASE
-        or plan.config.init_adapter is not None
-    ):
+    if plan.config.lora.init_lora_weights not in _MOVES_BASE or plan.config.init_adapter is not None:
         return {}
-    return {
-        name: factor for pair in plan.pairs for name, factor in _named(pair).items()
-    }
+    return {name: factor for pair in plan.pairs for name, factor in _named(pair).items()}
 
 
 def save_weights(plan: Plan, initial: Mapping[str, Tensor], folder: Path) -> list[str]:
@@ -51,9 +46,7 @@ def save_weights(plan: Plan, initial: Mapping[str, Tensor], folder: Path) -> lis
     with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as temporary:
         if plan.handle is not None:
             plan.model.save_pretrained(temporary, save_embedding_layers=False)
-            (Path(temporary) / "README.md").unlink(
-                missing_ok=True
-            )  # PEFT's empty template; ours is written later
+            (Path(temporary) / "README.md").unlink(missing_ok=True)  # PEFT's empty template; ours is written later
             if initial:
                 subtract_initial(Path(temporary), initial)
         else:
@@ -81,22 +74,13 @@ def subtract_initial(folder: Path, initial: Mapping[str, Tensor]) -> None:
     tensors = load_file(folder / _WEIGHTS)
     for name, factor in initial.items():
         is_A = ".lora_A." in name
-        parts = [
-            tensors[name],
-            factor.to(tensors[name]) if is_A else -factor.to(tensors[name]),
-        ]
+        parts = [tensors[name], factor.to(tensors[name]) if is_A else -factor.to(tensors[name])]
         tensors[name] = torch.cat(parts, dim=0 if is_A else 1).contiguous()
     # the scale stays: alpha / r, or alpha / sqrt(r)
     growth = math.sqrt(2) if config.get("use_rslora") else 2
-    config |= {
-        "r": 2 * config["r"],
-        "lora_alpha": growth * config["lora_alpha"],
-        "init_lora_weights": True,
-    }
+    config |= {"r": 2 * config["r"], "lora_alpha": growth * config["lora_alpha"], "init_lora_weights": True}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    (folder / _CONFIG).write_text(
-        json.dumps(config, indent=2, sort_keys=True), encoding="utf-8"
-    )
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _named(pair: Pair) -> dict[str, Tensor]:

@@ -35,10 +35,7 @@ def expected_calibration_error(logits: Any, labels: Any, num_bins: int = 15) -> 
         return float("nan")
     odds = np.exp(values - values.max(-1, keepdims=True))
     probabilities = odds / odds.sum(-1, keepdims=True)
-    confidence, right = (
-        probabilities.max(-1),
-        (probabilities.argmax(-1) == truth).astype(np.float64),
-    )
+    confidence, right = probabilities.max(-1), (probabilities.argmax(-1) == truth).astype(np.float64)
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     gaps = np.bincount(bins, weights=right - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(truth))

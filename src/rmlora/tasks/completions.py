@@ -41,32 +41,20 @@ def encode_completions(
     if len(examples) == 0:
         return []
     prompts = tokenize([prompt + separator for prompt in examples.inputs[0]], tokenizer)
-    completions = tokenize(
-        [str(completion) for completion in examples.labels], tokenizer
-    )
+    completions = tokenize([str(completion) for completion in examples.labels], tokenizer)
     lead = _lead(tokenizer)
     _check_room(examples, completions, len(lead), max_length)
     rows = []
     for prompt, completion in zip(prompts, completions, strict=True):
         learned = [*completion, tokenizer.eos_token_id]
         given = [*lead, *last(prompt, max_length - len(lead) - len(learned))]
-        given = given or [
-            _first(tokenizer)
-        ]  # the first token has to be predicted from something
+        given = given or [_first(tokenizer)]  # the first token has to be predicted from something
         ids = given + learned
-        rows.append(
-            {
-                "input_ids": ids,
-                "attention_mask": [1] * len(ids),
-                "labels": [IGNORED] * len(given) + learned,
-            }
-        )
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * len(given) + learned})
     return rows
 
 
-def encode_prompts(
-    prompts: Sequence[str], tokenizer: Any, max_length: int, separator: str = ""
-) -> list[list[int]]:
+def encode_prompts(prompts: Sequence[str], tokenizer: Any, max_length: int, separator: str = "") -> list[list[int]]:
     """Tokenise prompts that a model is to complete, as `encode_completions` does.
 
     Args:
@@ -77,10 +65,7 @@ def encode_prompts(
     """
     lead = _lead(tokenizer)
     ids = tokenize([prompt + separator for prompt in prompts], tokenizer)
-    return [
-        [*lead, *last(own, max_length - len(lead))] or [_first(tokenizer)]
-        for own in ids
-    ]
+    return [[*lead, *last(own, max_length - len(lead))] or [_first(tokenizer)] for own in ids]
 
 
 def pad_completions(tokenizer: Any) -> Collate:
@@ -90,9 +75,7 @@ def pad_completions(tokenizer: Any) -> Collate:
     def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         width = max(len(row["input_ids"]) for row in batch)
         return {
-            name: torch.tensor(
-                [row[name] + [value] * (width - len(row[name])) for row in batch]
-            )
+            name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row in batch])
             for name, value in fill.items()
         }
 
@@ -119,9 +102,7 @@ def completion_losses(logits: Any, labels: Tensor) -> Tensor:
         cross_entropy(own[:-1].float(), target, ignore_index=IGNORED, reduction="sum")
         for own, target in zip(outputs, targets, strict=True)
     ]
-    return torch.stack(
-        [torch.stack(sums), (targets != IGNORED).sum(1).to(sums[0])], dim=1
-    )
+    return torch.stack([torch.stack(sums), (targets != IGNORED).sum(1).to(sums[0])], dim=1)
 
 
 def likelihood(losses: Any) -> dict[str, float]:
@@ -140,11 +121,7 @@ def likelihood(losses: Any) -> dict[str, float]:
     """
     sums = np.asarray(losses, dtype=np.float64).sum(0)
     loss = float(sums[0] / sums[1])
-    return {
-        "loss": loss,
-        "log_likelihood": -loss,
-        "perplexity": float(np.exp(min(loss, _CAP))),
-    }
+    return {"loss": loss, "log_likelihood": -loss, "perplexity": float(np.exp(min(loss, _CAP)))}
 
 
 def tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
@@ -165,28 +142,16 @@ def last(ids: list[int], count: int) -> list[int]:
 def _lead(tokenizer: Any) -> list[int]:
     """The begin token, if the tokenizer writes one before a text."""
     begin = tokenizer.bos_token_id
-    return (
-        [begin]
-        if begin is not None and tokenizer("a")["input_ids"][:1] == [begin]
-        else []
-    )
+    return [begin] if begin is not None and tokenizer("a")["input_ids"][:1] == [begin] else []
 
 
 def _first(tokenizer: Any) -> int:
-    return int(
-        tokenizer.eos_token_id
-        if tokenizer.bos_token_id is None
-        else tokenizer.bos_token_id
-    )
+    return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
 
-def _check_room(
-    examples: Examples, completions: list[list[int]], lead: int, max_length: int
-) -> None:
+def _check_room(examples: Examples, completions: list[list[int]], lead: int, max_length: int) -> None:
     lengths = [len(ids) + 1 for ids in completions]
-    long = [
-        i for i, length in enumerate(lengths) if length + max(lead + 1, 1) > max_length
-    ]
+    long = [i for i, length in enumerate(lengths) if length + max(lead + 1, 1) > max_length]
     if long:
         begins = str(examples.labels[long[0]])[:40]
         raise DataError(

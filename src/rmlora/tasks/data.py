@@ -28,10 +28,7 @@ from rmlora.tasks.table import (
     take_text,
 )
 
-_USUAL_LABELS: dict[Task, tuple[str, ...]] = {
-    "question-answering": ANSWERS,
-    "causal-lm": COMPLETIONS,
-}
+_USUAL_LABELS: dict[Task, tuple[str, ...]] = {"question-answering": ANSWERS, "causal-lm": COMPLETIONS}
 
 
 @dataclass(frozen=True)
@@ -104,84 +101,49 @@ def load_data(config: DataConfig, task: Task, seed: int = 0) -> TaskData:
     if task.endswith("-classification"):
         classes = find_classes(train, label, config.num_labels, config.label_names)
     seed = seed if config.sample_seed is None else config.sample_seed
-    learnt = _sample(
-        _examples(train, columns, label, classes, task), config.train_examples, seed
-    )
+    learnt = _sample(_examples(train, columns, label, classes, task), config.train_examples, seed)
     if held_out is None:
-        kept, held = carve(
-            learnt.labels if classes else [0] * len(learnt),
-            config.holdout or 0,
-            config.holdout_seed,
-        )
+        kept, held = carve(learnt.labels if classes else [0] * len(learnt), config.holdout or 0, config.holdout_seed)
         learnt, reported = _pick(learnt, kept), _pick(learnt, held)
     else:
-        for column, setting in (
-            *zip(columns, ("text", "text_pair"), strict=False),
-            (label, "label"),
-        ):
-            take(
-                held_out,
-                column,
-                (),
-                f"data.{'image' if task.startswith('image') else setting}",
-            )
+        for column, setting in (*zip(columns, ("text", "text_pair"), strict=False), (label, "label")):
+            take(held_out, column, (), f"data.{'image' if task.startswith('image') else setting}")
         reported = _examples(held_out, columns, label, classes, task)
     reported = _sample(reported, config.eval_examples, seed)
-    files = tuple(
-        Path(f).expanduser() for f in dict.fromkeys((config.train, config.eval)) if f
-    )
+    files = tuple(Path(f).expanduser() for f in dict.fromkeys((config.train, config.eval)) if f)
     return TaskData(task, learnt, reported, classes, (*columns, label), files)
 
 
 def _read(config: DataConfig) -> tuple[Table, Table | None]:
     """Read both parts; with a holdout nothing but the training part is opened."""
     if config.holdout is not None and (config.eval or config.eval_split):
-        raise DataError(
-            "give either data.holdout, which evaluates on a part of train, or data.eval, not both"
-        )
+        raise DataError("give either data.holdout, which evaluates on a part of train, or data.eval, not both")
     if config.dataset is not None:
         if config.train is not None or config.eval is not None:
-            raise DataError(
-                "give either data.dataset or data.train and data.eval, not both"
-            )
+            raise DataError("give either data.dataset or data.train and data.eval, not both")
         split = config.train_split if config.holdout is not None else config.eval_split
         train, held_out = read_hub(config.dataset, config.train_split, split)
         return train, None if config.holdout is not None else held_out
     if config.train is None:
-        raise DataError(
-            "no data: give data.train and data.eval (files), or data.dataset (Hub)"
-        )
+        raise DataError("no data: give data.train and data.eval (files), or data.dataset (Hub)")
     if config.holdout is not None:
         return read_file(config.train, "train"), None
     if config.eval is None and not config.train.endswith(".npz"):
-        raise DataError(
-            f'no held-out data: "{config.train}" is for training; give data.eval'
-        )
+        raise DataError(f'no held-out data: "{config.train}" is for training; give data.eval')
     train = read_file(config.train, "train")
     return train, read_file(config.eval or config.train, "eval")
 
 
-def _examples(
-    table: Table,
-    columns: Sequence[str],
-    label: str,
-    classes: Classes | None,
-    task: Task,
-) -> Examples:
+def _examples(table: Table, columns: Sequence[str], label: str, classes: Classes | None, task: Task) -> Examples:
     if task == "question-answering":
         return Examples(*read_questions(table, columns, label))
-    return Examples(
-        tuple(_inputs(table, column, task) for column in columns),
-        _labels(table, label, classes, task),
-    )
+    return Examples(tuple(_inputs(table, column, task) for column in columns), _labels(table, label, classes, task))
 
 
 def _labels(table: Table, label: str, classes: Classes | None, task: Task) -> list[Any]:
     if task == "causal-lm":
         return check_completions(table, label)
-    return (
-        to_numbers(table, label) if classes is None else to_ids(table, label, classes)
-    )
+    return to_numbers(table, label) if classes is None else to_ids(table, label, classes)
 
 
 def _input_columns(config: DataConfig, task: Task, train: Table) -> tuple[str, ...]:
@@ -199,19 +161,13 @@ def _input_columns(config: DataConfig, task: Task, train: Table) -> tuple[str, .
 
 
 def _inputs(table: Table, column: str, task: Task) -> Sequence[Any]:
-    return (
-        table.columns[column]
-        if task == "image-classification"
-        else check_texts(table, column)
-    )
+    return table.columns[column] if task == "image-classification" else check_texts(table, column)
 
 
 def _sample(examples: Examples, limit: int | None, seed: int) -> Examples:
     if limit is None or limit >= len(examples):
         return examples
-    return _pick(
-        examples, sorted(random.Random(seed).sample(range(len(examples)), limit))
-    )
+    return _pick(examples, sorted(random.Random(seed).sample(range(len(examples)), limit)))
 
 
 def _pick(examples: Examples, chosen: Sequence[int]) -> Examples:

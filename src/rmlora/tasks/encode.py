@@ -14,9 +14,7 @@ from rmlora.tasks.data import Examples
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
-def encode_texts(
-    examples: Examples, tokenizer: Any, max_length: int
-) -> list[dict[str, Any]]:
+def encode_texts(examples: Examples, tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
     """Tokenise texts or pairs of texts.
 
     Args:
@@ -31,10 +29,7 @@ def encode_texts(
         return []
     fields = tokenizer(*examples.inputs, truncation=True, max_length=max_length)
     names = [name for name in fields if name != "overflow_to_sample_mapping"]
-    return [
-        {name: fields[name][i] for name in names} | {"labels": label}
-        for i, label in enumerate(examples.labels)
-    ]
+    return [{name: fields[name][i] for name in names} | {"labels": label} for i, label in enumerate(examples.labels)]
 
 
 def pad_texts(tokenizer: Any) -> Collate:
@@ -56,10 +51,7 @@ class ImageExamples(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = to_image(self.examples.inputs[0][index])
-        return {
-            "image": image.convert(self.mode),
-            "labels": self.examples.labels[index],
-        }
+        return {"image": image.convert(self.mode), "labels": self.examples.labels[index]}
 
 
 def to_image(value: Any) -> Any:
@@ -85,28 +77,19 @@ def to_image(value: Any) -> Any:
         if isinstance(value, str):
             return Image.open(value)
         if getattr(value, "dtype", None) == "uint8" and value.ndim in (2, 3):
-            return Image.fromarray(
-                value[..., 0] if value.shape[-1] == 1 and value.ndim == 3 else value
-            )
+            return Image.fromarray(value[..., 0] if value.shape[-1] == 1 and value.ndim == 3 else value)
     except (OSError, UnidentifiedImageError, TypeError) as error:
         raise DataError(f"cannot decode an image: {error}") from error
     found = f"{getattr(value, 'dtype', type(value).__name__)} {getattr(value, 'shape', '')}".strip()
-    raise DataError(
-        f"images must be uint8 arrays (height, width[, 3]), files or encoded bytes, got {found}"
-    )
+    raise DataError(f"images must be uint8 arrays (height, width[, 3]), files or encoded bytes, got {found}")
 
 
 def collate_images(processor: Any) -> Collate:
     """Return a collate function that resizes and normalises a batch of images as the model expects."""
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        pixels = processor([row["image"] for row in batch], return_tensors="pt")[
-            "pixel_values"
-        ]
-        return {
-            "pixel_values": pixels,
-            "labels": torch.tensor([row["labels"] for row in batch]),
-        }
+        pixels = processor([row["image"] for row in batch], return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in batch])}
 
     return collate
 
@@ -115,7 +98,5 @@ def head_of(examples: Any, count: int, seed: int) -> Any:
     """Return a seeded sample of `count` encoded examples, the same each epoch; all if there are fewer."""
     if count >= len(examples):
         return examples
-    order = torch.randperm(
-        len(examples), generator=torch.Generator().manual_seed(seed)
-    )[:count]
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:count]
     return torch.utils.data.Subset(examples, sorted(order.tolist()))

@@ -10,9 +10,7 @@ from collections.abc import Hashable, Sequence
 from rmlora.errors import DataError
 
 
-def carve(
-    groups: Sequence[Hashable], fraction: float, seed: int
-) -> tuple[list[int], list[int]]:
+def carve(groups: Sequence[Hashable], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide examples into a part to learn from and a part held out, group by group.
 
     Each group gives its share, whole examples by largest remainder, so the held-out part has `round(fraction * n)`
@@ -38,24 +36,15 @@ def carve(
     for index, group in enumerate(groups):
         members[group].append(index)
     wanted = {group: fraction * len(own) for group, own in members.items()}
-    taken = {
-        group: min(math.floor(share), len(members[group]) - 1)
-        for group, share in wanted.items()
-    }
+    taken = {group: min(math.floor(share), len(members[group]) - 1) for group, share in wanted.items()}
     missing = round(fraction * len(groups)) - sum(taken.values())
     for group in sorted(wanted, key=lambda g: taken[g] - wanted[g]):
         if missing > 0 and taken[group] < len(members[group]) - 1:
             taken[group] += 1
             missing -= 1
     rng = random.Random(seed)
-    held = sorted(
-        index
-        for group, own in members.items()
-        for index in rng.sample(own, taken[group])
-    )
+    held = sorted(index for group, own in members.items() for index in rng.sample(own, taken[group]))
     if not held:
-        raise DataError(
-            f"data.holdout={fraction} of {len(groups)} training examples leaves none to evaluate on"
-        )
+        raise DataError(f"data.holdout={fraction} of {len(groups)} training examples leaves none to evaluate on")
     gone = set(held)
     return [index for index in range(len(groups)) if index not in gone], held

@@ -30,9 +30,7 @@ def split_name(dataset: str) -> tuple[str, str | None]:
     return dataset, None
 
 
-def read_hub(
-    dataset: str, train_split: str, eval_split: str | None
-) -> tuple[Table, Table]:
+def read_hub(dataset: str, train_split: str, eval_split: str | None) -> tuple[Table, Table]:
     """Read the two splits of a Hub data set.
 
     Args:
@@ -53,26 +51,15 @@ def read_hub(
     try:
         splits: Any = datasets.load_dataset(path, name)
     except Exception as error:
-        reason = (
-            str(error).strip().splitlines()[0]
-            if str(error).strip()
-            else type(error).__name__
-        )
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f'cannot load data set "{dataset}": {reason}') from error
     there = list(splits)
     chosen = eval_split or next((s for s in EVAL_SPLITS if s in there), "validation")
-    for split, setting in (
-        (train_split, "data.train_split"),
-        (chosen, "data.eval_split"),
-    ):
+    for split, setting in ((train_split, "data.train_split"), (chosen, "data.eval_split")):
         if split not in there:
             hint = nearest(split, there)
-            raise DataError(
-                f'data set "{dataset}" has no split "{split}" ({setting}){hint}; it has {there}'
-            )
-    return _table(splits[train_split], dataset, train_split), _table(
-        splits[chosen], dataset, chosen
-    )
+            raise DataError(f'data set "{dataset}" has no split "{split}" ({setting}){hint}; it has {there}')
+    return _table(splits[train_split], dataset, train_split), _table(splits[chosen], dataset, chosen)
 
 
 def _table(split: Any, dataset: str, name: str) -> Table:
@@ -80,8 +67,4 @@ def _table(split: Any, dataset: str, name: str) -> Table:
         raise DataError(f'split "{name}" of data set "{dataset}" is empty')
     named = [f for f in split.features.values() if type(f).__name__ == "ClassLabel"]
     names = tuple(named[0].names) if len(named) == 1 else None
-    return Table(
-        f"{dataset}[{name}]",
-        {column: split[column] for column in split.column_names},
-        names,
-    )
+    return Table(f"{dataset}[{name}]", {column: split[column] for column in split.column_names}, names)

@@ -28,10 +28,7 @@ class Classes:
 
 
 def find_classes(
-    table: Table,
-    column: str,
-    num_labels: int | None = None,
-    names: Sequence[str] | None = None,
+    table: Table, column: str, num_labels: int | None = None, names: Sequence[str] | None = None
 ) -> Classes:
     """Find the classes of the training data.
 
@@ -56,9 +53,7 @@ def find_classes(
         found = tuple(names) if names is not None else tuple(sorted(set(values)))
         _check_count(table, found, num_labels)
         return Classes(found, by_name=True)
-    numbers = {
-        _as_int(table, column, index, value) for index, value in enumerate(values)
-    }
+    numbers = {_as_int(table, column, index, value) for index, value in enumerate(values)}
     count = num_labels or (len(names) if names is not None else max(numbers) + 1)
     if num_labels is None and names is None:
         gaps = sorted(set(range(count)) - numbers)
@@ -88,16 +83,12 @@ def to_ids(table: Table, column: str, classes: Classes) -> list[int]:
         if classes.by_name:
             if value not in ids:
                 hint = nearest(str(value), list(ids))
-                raise DataError(
-                    f'{table.row(index)}: label "{value}" does not occur in training{hint}'
-                )
+                raise DataError(f'{table.row(index)}: label "{value}" does not occur in training{hint}')
             found.append(ids[value])
             continue
         number = _as_int(table, column, index, value)
         if not 0 <= number < len(classes):
-            raise DataError(
-                f"{table.row(index)}: label {number} is out of range 0..{len(classes) - 1}"
-            )
+            raise DataError(f"{table.row(index)}: label {number} is out of range 0..{len(classes) - 1}")
         found.append(number)
     return found
 
@@ -119,9 +110,7 @@ def to_numbers(table: Table, column: str) -> list[float]:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise DataError(
-                f"{table.row(index)}: label {value!r} is not a number (task: text-regression)"
-            )
+            raise DataError(f"{table.row(index)}: label {value!r} is not a number (task: text-regression)")
         numbers.append(number)
     return numbers
 
@@ -135,34 +124,22 @@ def _plain(table: Table, column: str) -> list[Any]:
 
 
 def _as_int(table: Table, column: str, index: int, value: Any) -> int:
-    if isinstance(value, bool | int) or (
-        isinstance(value, float) and value.is_integer()
-    ):
+    if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
         number = int(value)
     elif isinstance(value, float):
-        raise DataError(
-            f"{table.row(index)}: label {value} is not a class; for numbers set task=text-regression"
-        )
+        raise DataError(f"{table.row(index)}: label {value} is not a class; for numbers set task=text-regression")
     else:
-        raise DataError(
-            f'{table.row(index)}: label {value!r} in column "{column}" is not a class number'
-        )
+        raise DataError(f'{table.row(index)}: label {value!r} in column "{column}" is not a class number')
     if number < 0:
-        raise DataError(
-            f"{table.row(index)}: label {number} is out of range: classes are 0, 1, ... (unlabelled rows?)"
-        )
+        raise DataError(f"{table.row(index)}: label {number} is out of range: classes are 0, 1, ... (unlabelled rows?)")
     return number
 
 
 def _check_count(table: Table, names: tuple[str, ...], num_labels: int | None) -> None:
     if num_labels is not None and num_labels != len(names):
-        raise DataError(
-            f"{table.where}: data.num_labels is {num_labels}, but there are {len(names)} class names"
-        )
+        raise DataError(f"{table.where}: data.num_labels is {num_labels}, but there are {len(names)} class names")
     if len(names) < 2:
-        raise DataError(
-            f'{table.where}: only one class ("{names[0]}"); there is nothing to tell apart'
-        )
+        raise DataError(f'{table.where}: only one class ("{names[0]}"); there is nothing to tell apart')
 
 
 def _some(gaps: list[int]) -> str:

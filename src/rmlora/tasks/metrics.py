@@ -32,9 +32,7 @@ def choose_metric(wanted: str | None, task: Task, num_labels: int) -> str:
     names = metric_names(task, num_labels)
     if wanted is not None and wanted not in names:
         kind = task if task == "causal-lm" else f"{task} with {num_labels} outputs"
-        raise ConfigError(
-            f'training.metric: {kind} has {", ".join(names)}, not "{wanted}"'
-        )
+        raise ConfigError(f'training.metric: {kind} has {", ".join(names)}, not "{wanted}"')
     return wanted or names[0]
 
 
@@ -45,11 +43,7 @@ def metric_names(task: Task, num_labels: int) -> tuple[str, ...]:
         >>> metric_names("image-classification", 100)
         ('accuracy', 'matthews')
     """
-    return tuple(
-        n
-        for n in NAMES[task]
-        if n != "f1" or num_labels == 2 or task == "question-answering"
-    )
+    return tuple(n for n in NAMES[task] if n != "f1" or num_labels == 2 or task == "question-answering")
 
 
 def measure(logits: Any, labels: Any, task: Task) -> dict[str, float]:
@@ -68,18 +62,13 @@ def measure(logits: Any, labels: Any, task: Task) -> dict[str, float]:
         >>> measure([[1.0, 0.0], [0.0, 1.0]], [0, 1], "text-classification")
         {'accuracy': 1.0, 'f1': 1.0, 'matthews': 1.0}
     """
-    outputs = np.asarray(
-        logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64
-    )
+    outputs = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=np.float64)
     if task == "causal-lm":
         return likelihood(outputs)
     truth = np.asarray(labels)
     if task == "text-regression":
         guess = outputs.reshape(len(truth))
-        return {
-            "pearson": pearson(guess, truth),
-            "spearman": pearson(_ranks(guess), _ranks(truth)),
-        }
+        return {"pearson": pearson(guess, truth), "spearman": pearson(_ranks(guess), _ranks(truth))}
     guess = outputs.argmax(-1)
     found = {"accuracy": float((guess == truth).mean())}
     if outputs.shape[-1] == 2:

@@ -27,20 +27,11 @@ def answers(outputs: Any, labels: Any, task: Task) -> dict[str, Any]:
         >>> sorted(found), found["correct"].tolist()
         (['correct', 'labels', 'logits'], [True, False])
     """
-    values = np.asarray(
-        outputs[0] if isinstance(outputs, tuple) else outputs, dtype=np.float32
-    )
+    values = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs, dtype=np.float32)
     if task == "causal-lm":
-        return {
-            "values": values[:, 0] / values[:, 1],
-            "labels": values[:, 1].astype(np.int64),
-        }
+        return {"values": values[:, 0] / values[:, 1], "labels": values[:, 1].astype(np.int64)}
     if task == "text-regression":
         truth = np.asarray(labels, dtype=np.float32)
         return {"values": values.reshape(len(truth)), "labels": truth}
     truth = np.asarray(labels, dtype=np.int64)
-    return {
-        "logits": np.ascontiguousarray(values),
-        "labels": truth,
-        "correct": values.argmax(-1) == truth,
-    }
+    return {"logits": np.ascontiguousarray(values), "labels": truth, "correct": values.argmax(-1) == truth}

@@ -30,16 +30,12 @@ def read_file(name: str, part: str) -> Table:
     path = Path(name).expanduser()
     if not path.exists():
         beside = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise DataError(
-            f'no data file "{name}" (data.{part}){nearest(str(path), beside)}'
-        )
+        raise DataError(f'no data file "{name}" (data.{part}){nearest(str(path), beside)}')
     if path.is_dir():
         return read_image_folder(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
-            f'cannot read "{name}": expected {", ".join(READERS)} or a folder of images'
-        )
+        raise DataError(f'cannot read "{name}": expected {", ".join(READERS)} or a folder of images')
     if path.stat().st_size == 0:
         raise DataError(f'"{name}" (data.{part}) is empty')
     table = reader(path, part)
@@ -58,22 +54,12 @@ def read_jsonl(path: Path, part: str = "train") -> Table:
         try:
             rows = json.loads(text)
         except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {error.lineno}: not valid JSON: {error.msg}"
-            ) from error
+            raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
     else:
-        rows = [
-            _parse_line(path, i, line)
-            for i, line in enumerate(text.split("\n"), 1)
-            if line.strip()
-        ]
-    wrong = next(
-        (i for i, row in enumerate(rows, 1) if not isinstance(row, dict)), None
-    )
+        rows = [_parse_line(path, i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    wrong = next((i for i, row in enumerate(rows, 1) if not isinstance(row, dict)), None)
     if wrong is not None:
-        raise DataError(
-            f'{path}, row {wrong}: expected an object like {{"text": ..., "label": ...}}'
-        )
+        raise DataError(f'{path}, row {wrong}: expected an object like {{"text": ..., "label": ...}}')
     names = dict.fromkeys(key for row in rows for key in row)
     return Table(str(path), {name: [row.get(name) for row in rows] for name in names})
 
@@ -90,9 +76,7 @@ def _parse_line(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: not valid JSON: {error.msg}"
-        ) from error
+        raise DataError(f"{path}, line {number}: not valid JSON: {error.msg}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -111,14 +95,9 @@ def read_csv(path: Path, part: str = "train") -> Table:
 
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        table = read(
-            path,
-            parse_options=ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        )
+        table = read(path, parse_options=ParseOptions(delimiter=delimiter, newlines_in_values=True))
     except (ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not a readable table: {str(error).splitlines()[0]}"
-        ) from error
+        raise DataError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
     return Table(str(path), table.to_pydict(), first_row=2)
 
 
@@ -130,9 +109,7 @@ def read_parquet(path: Path, part: str = "train") -> Table:
     try:
         table = read_table(path)
     except (ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not readable Parquet: {str(error).splitlines()[0]}"
-        ) from error
+        raise DataError(f"{path}: not readable Parquet: {str(error).splitlines()[0]}") from error
     return Table(str(path), table.to_pydict())
 
 
@@ -145,26 +122,17 @@ def read_npz(path: Path, part: str = "train") -> Table:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError) as error:
-        raise DataError(
-            f'"{path}" is not a readable .npz of plain arrays: {error}'
-        ) from error
+        raise DataError(f'"{path}" is not a readable .npz of plain arrays: {error}') from error
     names = arrays.pop("classes", None)
     endings = [f"_{p}" for p in PARTS[part]]
-    chosen = {
-        n[: -len(e)]: a
-        for e in reversed(endings)
-        for n, a in arrays.items()
-        if n.endswith(e)
-    }
+    chosen = {n[: -len(e)]: a for e in reversed(endings) for n, a in arrays.items() if n.endswith(e)}
     columns = chosen or {n: a for n, a in arrays.items() if not n.endswith("_train")}
     lengths = {name: len(array) for name, array in columns.items() if array.ndim}
     if len(set(lengths.values())) > 1:
         raise DataError(f'"{path}": arrays of "{part}" differ in length: {lengths}')
     if not lengths:
         found = ", ".join(arrays) or "nothing"
-        raise DataError(
-            f'"{path}" has no arrays for "{part}" (x_{PARTS[part][0]}, ...); it has {found}'
-        )
+        raise DataError(f'"{path}" has no arrays for "{part}" (x_{PARTS[part][0]}, ...); it has {found}')
     class_names = None if names is None else tuple(str(name) for name in names)
     return Table(str(path), {name: columns[name] for name in lengths}, class_names)
 
@@ -179,13 +147,8 @@ def read_image_folder(path: Path, part: str = "train") -> Table:
         if image.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not files:
-        raise DataError(
-            f'"{path}" holds no images in folders named by class ({path}/<class>/<image>.png)'
-        )
-    return Table(
-        str(path),
-        {"image": [f for f, _ in files], "label": [name for _, name in files]},
-    )
+        raise DataError(f'"{path}" holds no images in folders named by class ({path}/<class>/<image>.png)')
+    return Table(str(path), {"image": [f for f, _ in files], "label": [name for _, name in files]})
 
 
 READERS: dict[str, Callable[[Path, str], Table]] = {

@@ -57,9 +57,7 @@ def read_questions(
     questions, contexts = (check_texts(table, column) for column in columns)
     ids = _ids(table)
     asked = []
-    for index, (name, context, value) in enumerate(
-        zip(ids, contexts, table.columns[label], strict=True)
-    ):
+    for index, (name, context, value) in enumerate(zip(ids, contexts, table.columns[label], strict=True)):
         where = f"{table.row(index)} (id {name})"
         texts, starts = _answers(value, where, label)
         start, end = _locate(texts[0], starts[0], context, where)
@@ -75,9 +73,7 @@ def _ids(table: Table) -> list[str]:
         if value is None:
             raise DataError(f'{table.row(index)}: column "id" holds nothing')
         if str(value) in seen:
-            raise DataError(
-                f'{table.row(index)}: id "{value}" is that of row {seen[str(value)]} too'
-            )
+            raise DataError(f'{table.row(index)}: id "{value}" is that of row {seen[str(value)]} too')
         seen[str(value)] = index + table.first_row
     return list(seen)
 
@@ -87,34 +83,19 @@ def _answers(value: Any, where: str, label: str) -> tuple[list[str], list[int]]:
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
     elif isinstance(value, list) and all(isinstance(one, dict) for one in value):
-        texts, starts = (
-            [one.get("text") for one in value],
-            [one.get("answer_start") for one in value],
-        )
+        texts, starts = [one.get("text") for one in value], [one.get("answer_start") for one in value]
     else:
         texts, starts = None, None
     if not isinstance(texts, list) or not isinstance(starts, list):
         found = "nothing" if value is None else f"{value!r}"[:60]
-        raise DataError(
-            f'{where}: "{label}" must hold text and answer_start of each answer, not {found}'
-        )
+        raise DataError(f'{where}: "{label}" must hold text and answer_start of each answer, not {found}')
     if not texts:
-        raise DataError(
-            f"{where}: no answer; in SQuAD 1.1 every question has one in its context"
-        )
+        raise DataError(f"{where}: no answer; in SQuAD 1.1 every question has one in its context")
     if len(texts) != len(starts):
-        raise DataError(
-            f"{where}: {len(texts)} answers, but {len(starts)} values of answer_start"
-        )
+        raise DataError(f"{where}: {len(texts)} answers, but {len(starts)} values of answer_start")
     for text, start in zip(texts, starts, strict=True):
-        if (
-            not isinstance(text, str)
-            or isinstance(start, bool)
-            or not isinstance(start, int)
-        ):
-            raise DataError(
-                f"{where}: an answer needs a text and a whole answer_start, not {text!r} and {start!r}"
-            )
+        if not isinstance(text, str) or isinstance(start, bool) or not isinstance(start, int):
+            raise DataError(f"{where}: an answer needs a text and a whole answer_start, not {text!r} and {start!r}")
     return texts, starts
 
 

@@ -21,9 +21,7 @@ class Candidate:
     end: int
 
 
-def candidates(
-    starts: Any, ends: Any, offsets: Any, n_best: int = 20, max_answer_length: int = 30
-) -> list[Candidate]:
+def candidates(starts: Any, ends: Any, offsets: Any, n_best: int = 20, max_answer_length: int = 30) -> list[Candidate]:
     """List the best stretches of one window, best first.
 
     Each pair of the `n_best` likeliest first and the `n_best` likeliest last tokens of the context counts that is in
@@ -50,12 +48,7 @@ def candidates(
     scores = np.asarray(starts)[first[rows]] + np.asarray(ends)[last[columns]]
     order = np.argsort(-scores, kind="stable")[:n_best]
     return [
-        Candidate(
-            float(scores[i]),
-            int(offsets[first[rows[i]], 0]),
-            int(offsets[last[columns[i]], 1]),
-        )
-        for i in order
+        Candidate(float(scores[i]), int(offsets[first[rows[i]], 0]), int(offsets[last[columns[i]], 1])) for i in order
     ]
 
 
@@ -83,9 +76,7 @@ def decode(
     best: dict[int, Candidate | None] = {}
     for row, number in enumerate(numbers):
         owner = int(windows.owners[number])
-        found = candidates(
-            starts[row], ends[row], windows.offsets[number], n_best, max_answer_length
-        )
+        found = candidates(starts[row], ends[row], windows.offsets[number], n_best, max_answer_length)
         rival = best.setdefault(owner, None)
         if found and (rival is None or found[0].score > rival.score):
             best[owner] = found[0]
@@ -108,6 +99,4 @@ def score(answers: dict[int, str], windows: Windows) -> tuple[Any, Any]:
     """
     golds = [windows.examples.labels[owner].answers for owner in answers]
     pairs = list(zip(answers.values(), golds, strict=True))
-    return np.array([exact_match(*pair) for pair in pairs]), np.array(
-        [token_f1(*pair) for pair in pairs]
-    )
+    return np.array([exact_match(*pair) for pair in pairs]), np.array([token_f1(*pair) for pair in pairs])

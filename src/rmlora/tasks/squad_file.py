@@ -16,11 +16,7 @@ def is_squad(value: Any) -> bool:
         >>> is_squad({"version": "1.1", "data": []}), is_squad({"text": "a", "label": 0})
         (True, False)
     """
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("data"), list)
-        and "label" not in value
-    )
+    return isinstance(value, dict) and isinstance(value.get("data"), list) and "label" not in value
 
 
 def flatten(path: Path, value: dict[str, Any]) -> Table:
@@ -40,19 +36,13 @@ def flatten(path: Path, value: dict[str, Any]) -> Table:
         >>> flatten(Path("dev.json"), {"data": [{"paragraphs": paragraphs}]}).columns["question"]
         ['Who?']
     """
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("id", "question", "context", "answers")
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "question", "context", "answers")}
     for i, article in enumerate(value["data"], 1):
-        for j, paragraph in enumerate(
-            _list(article, "paragraphs", f"{path}: article {i}"), 1
-        ):
+        for j, paragraph in enumerate(_list(article, "paragraphs", f"{path}: article {i}"), 1):
             where = f"{path}: article {i}, paragraph {j}"
             for question in _list(paragraph, "qas", where):
                 if not isinstance(question, dict):
-                    raise DataError(
-                        f"{where}: a question must be an object with id, question and answers"
-                    )
+                    raise DataError(f"{where}: a question must be an object with id, question and answers")
                 columns["context"].append(paragraph.get("context"))
                 for name in ("id", "question", "answers"):
                     columns[name].append(question.get(name))
@@ -62,7 +52,5 @@ def flatten(path: Path, value: dict[str, Any]) -> Table:
 def _list(holder: Any, name: str, where: str) -> list[Any]:
     found = holder.get(name) if isinstance(holder, dict) else None
     if not isinstance(found, list):
-        raise DataError(
-            f'{where} has no list "{name}"; SQuAD files hold data[].paragraphs[].qas[]'
-        )
+        raise DataError(f'{where} has no list "{name}"; SQuAD files hold data[].paragraphs[].qas[]')
     return found

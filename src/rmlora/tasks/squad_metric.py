@@ -57,9 +57,7 @@ def token_f1(answer: str, golds: Sequence[str]) -> float:
         0.6666666666666666
     """
     words = Counter(normalise(answer).split())
-    return max(
-        (_f1(words, Counter(normalise(gold).split())) for gold in golds), default=0.0
-    )
+    return max((_f1(words, Counter(normalise(gold).split())) for gold in golds), default=0.0)
 
 
 def _f1(words: Counter[str], gold: Counter[str]) -> float:

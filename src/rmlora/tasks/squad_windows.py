@@ -41,16 +41,11 @@ class Windows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one window; its labels are first token, last token, and the window's own number."""
-        window = {
-            "input_ids": self.ids[index],
-            "labels": np.array([*self.spans[index], index]),
-        }
+        window = {"input_ids": self.ids[index], "labels": np.array([*self.spans[index], index])}
         return window | ({"token_type_ids": self.types[index]} if self.types else {})
 
 
-def encode_questions(
-    examples: Examples, tokenizer: Any, max_length: int, stride: int
-) -> Windows:
+def encode_questions(examples: Examples, tokenizer: Any, max_length: int, stride: int) -> Windows:
     """Tokenise questions with their contexts.
 
     Args:
@@ -68,10 +63,7 @@ def encode_questions(
             f"question-answering needs a fast tokenizer, which knows where tokens stand in the text; "
             f"{type(tokenizer).__name__} does not (is tokenizer.json missing?)"
         )
-    questions, contexts = (
-        [text.lstrip() for text in examples.inputs[0]],
-        examples.inputs[1],
-    )
+    questions, contexts = [text.lstrip() for text in examples.inputs[0]], examples.inputs[1]
     check_room(questions, examples, tokenizer, max_length, stride)
     windows, owners, spans = Windows(examples), [], []
     for begin in range(0, len(examples), BATCH):
@@ -88,23 +80,14 @@ def encode_questions(
         for i, owner in enumerate(encoded["overflow_to_sample_mapping"]):
             ids = np.asarray(encoded["input_ids"][i], dtype=np.int32)
             in_context = np.array([side == 1 for side in encoded.sequence_ids(i)])
-            offsets = np.where(
-                in_context[:, None],
-                np.asarray(encoded["offset_mapping"][i], dtype=np.int32),
-                OUTSIDE,
-            )
+            offsets = np.where(in_context[:, None], np.asarray(encoded["offset_mapping"][i], dtype=np.int32), OUTSIDE)
             asked = examples.labels[begin + owner]
             windows.ids.append(ids)
             windows.offsets.append(offsets)
             if "token_type_ids" in encoded:
-                windows.types.append(
-                    np.asarray(encoded["token_type_ids"][i], dtype=np.int8)
-                )
+                windows.types.append(np.asarray(encoded["token_type_ids"][i], dtype=np.int8))
             owners.append(begin + owner)
-            spans.append(
-                find_span(offsets, asked.start, asked.end)
-                or 2 * (_no_answer(ids, tokenizer),)
-            )
+            spans.append(find_span(offsets, asked.start, asked.end) or 2 * (_no_answer(ids, tokenizer),))
     windows.owners, windows.spans = np.array(owners), np.array(spans).reshape(-1, 2)
     return windows
 
@@ -135,13 +118,7 @@ def find_span(offsets: Any, start: int, end: int) -> tuple[int, int] | None:
     return (int(first), int(last)) if first <= last else None
 
 
-def check_room(
-    questions: Sequence[str],
-    examples: Examples,
-    tokenizer: Any,
-    max_length: int,
-    stride: int,
-) -> None:
+def check_room(questions: Sequence[str], examples: Examples, tokenizer: Any, max_length: int, stride: int) -> None:
     """Refuse windows that cannot move on because a question and the overlap fill them.
 
     Raises:
@@ -149,14 +126,9 @@ def check_room(
     """
     if not questions:
         return
-    lengths = [
-        len(ids)
-        for ids in tokenizer(list(questions), add_special_tokens=False)["input_ids"]
-    ]
+    lengths = [len(ids) for ids in tokenizer(list(questions), add_special_tokens=False)["input_ids"]]
     longest = int(np.argmax(lengths))
-    needed = (
-        lengths[longest] + tokenizer.num_special_tokens_to_add(pair=True) + stride + 1
-    )
+    needed = lengths[longest] + tokenizer.num_special_tokens_to_add(pair=True) + stride + 1
     if needed > max_length:
         raise DataError(
             f"question {examples.labels[longest].id} has {lengths[longest]} tokens: with data.stride={stride} a window "
@@ -164,35 +136,21 @@ def check_room(
         )
 
 
-def pad_windows(
-    tokenizer: Any,
-) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+def pad_windows(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
     """Return a collate function that pads a batch of windows on the right to its longest."""
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         length = max(len(window["input_ids"]) for window in batch)
-        fills = {
-            "input_ids": tokenizer.pad_token_id,
-            "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
-        }
+        fills = {"input_ids": tokenizer.pad_token_id, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
         padded = {
-            name: torch.tensor(
-                np.stack([_pad(window[name], length, fill) for window in batch])
-            )
+            name: torch.tensor(np.stack([_pad(window[name], length, fill) for window in batch]))
             for name, fill in fills.items()
             if name in batch[0]
         }
         padded["attention_mask"] = torch.tensor(
-            np.stack(
-                [
-                    _pad(np.ones(len(window["input_ids"]), dtype=np.int64), length, 0)
-                    for window in batch
-                ]
-            )
+            np.stack([_pad(np.ones(len(window["input_ids"]), dtype=np.int64), length, 0) for window in batch])
         )
-        padded["labels"] = torch.tensor(
-            np.stack([window["labels"] for window in batch])
-        )
+        padded["labels"] = torch.tensor(np.stack([window["labels"] for window in batch]))
         return padded
 
     return collate
@@ -203,18 +161,12 @@ def windows_of(windows: Windows, count: int, seed: int) -> Any:
     questions = len(windows.examples)
     if count >= questions:
         return windows
-    order = torch.randperm(questions, generator=torch.Generator().manual_seed(seed))[
-        :count
-    ]
-    return torch.utils.data.Subset(
-        windows, np.flatnonzero(np.isin(windows.owners, order.numpy())).tolist()
-    )
+    order = torch.randperm(questions, generator=torch.Generator().manual_seed(seed))[:count]
+    return torch.utils.data.Subset(windows, np.flatnonzero(np.isin(windows.owners, order.numpy())).tolist())
 
 
 def _pad(values: Any, length: int, fill: int) -> Any:
-    return np.pad(
-        values.astype(np.int64), (0, length - len(values)), constant_values=fill
-    )
+    return np.pad(values.astype(np.int64), (0, length - len(values)), constant_values=fill)
 
 
 def _no_answer(ids: Any, tokenizer: Any) -> int:

@@ -8,22 +8,8 @@ from typing import Any
 
 from rmlora.errors import DataError, nearest
 
-PAIRS = {
-    "sentence1": "sentence2",
-    "question1": "question2",
-    "premise": "hypothesis",
-    "question": "sentence",
-}
-TEXTS = (
-    "sentence1",
-    "question1",
-    "premise",
-    "question",
-    "sentence",
-    "text",
-    "review",
-    "content",
-)
+PAIRS = {"sentence1": "sentence2", "question1": "question2", "premise": "hypothesis", "question": "sentence"}
+TEXTS = ("sentence1", "question1", "premise", "question", "sentence", "text", "review", "content")
 IMAGES = ("image", "img", "images", "x")
 PROMPTS = ("prompt", "instruction", "input", "source", "text")
 COMPLETIONS = ("completion", "response", "output", "target", "answer")
@@ -75,20 +61,14 @@ def take(table: Table, wanted: str | None, usual: Sequence[str], role: str) -> s
         if wanted in there:
             return wanted
         hint = nearest(wanted, there)
-        raise DataError(
-            f'{table.where}: no column "{wanted}" ({role}){hint}; it has {", ".join(there)}'
-        )
+        raise DataError(f'{table.where}: no column "{wanted}" ({role}){hint}; it has {", ".join(there)}')
     for name in usual:
         if name in there:
             return name
-    raise DataError(
-        f"{table.where}: cannot tell which column is {role}; set {role}=<one of {', '.join(there)}>"
-    )
+    raise DataError(f"{table.where}: cannot tell which column is {role}; set {role}=<one of {', '.join(there)}>")
 
 
-def take_text(
-    table: Table, text: str | None, pair: str | None
-) -> tuple[str, str | None]:
+def take_text(table: Table, text: str | None, pair: str | None) -> tuple[str, str | None]:
     """Choose the column of the text and, if there is one, that of its partner.
 
     Args:
@@ -137,7 +117,5 @@ def check_completions(table: Table, column: str) -> list[str]:
     values = check_texts(table, column)
     for index, value in enumerate(values):
         if not value.strip():
-            raise DataError(
-                f'{table.row(index)}: column "{column}" is empty: there is nothing to learn'
-            )
+            raise DataError(f'{table.row(index)}: column "{column}" is empty: there is nothing to learn')
     return values

@@ -8,10 +8,7 @@ from typing import Any
 
 from rmlora.errors import ConfigError
 
-_PACKAGES = {
-    "rouge_l": ("rouge_score", "rouge-score"),
-    "bleu": ("sacrebleu", "sacrebleu"),
-}
+_PACKAGES = {"rouge_l": ("rouge_score", "rouge-score"), "bleu": ("sacrebleu", "sacrebleu")}
 
 
 def check_overlap_metrics(names: Sequence[str]) -> None:
@@ -23,14 +20,10 @@ def check_overlap_metrics(names: Sequence[str]) -> None:
     for name in names:
         module, package = _PACKAGES[name]
         if importlib.util.find_spec(module) is None:
-            raise ConfigError(
-                f'generation.metrics: "{name}" needs {package}: pip install "rmlora[generation]"'
-            )
+            raise ConfigError(f'generation.metrics: "{name}" needs {package}: pip install "rmlora[generation]"')
 
 
-def overlap(
-    names: Sequence[str], generated: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, float]:
+def overlap(names: Sequence[str], generated: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Compare generated texts with their references.
 
     Args:
@@ -65,13 +58,8 @@ def bleu(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float
     from sacrebleu import corpus_bleu
 
     most = max(len(own) for own in references)
-    streams: Any = [
-        [own[i] if i < len(own) else None for own in references] for i in range(most)
-    ]
+    streams: Any = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
     return float(corpus_bleu(list(generated), streams).score) / 100
 
 
-METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
-    "rouge_l": rouge_l,
-    "bleu": bleu,
-}
+METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {"rouge_l": rouge_l, "bleu": bleu}
