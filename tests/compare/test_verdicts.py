@@ -90,7 +90,18 @@ def test_holm_covers_the_whole_family() -> None:
     alone = last(study(lora=0.7, rm_lora=0.72))["rm-lora"]
     among = last(study(lora=0.7, rm_lora=0.72, a=0.7, b=0.7, c=0.7))["rm-lora"]
     assert alone.p_adjusted == alone.p_value == among.p_value
-    assert among.p_adjusted >= alone.p_adjusted
+    assert among.p_adjusted > alone.p_adjusted
+
+
+def test_what_only_holm_undoes_says_that_more_seeds_could_tell() -> None:
+    rows = study(lora=0.7, a=0.7, b=0.7, c=0.7, d=0.7, e=0.7)
+    for one in rows:
+        gain = (0.01, 0.02, 0.03, 0.02)[one["seed"]] if one["label"] == "a" else 0.0
+        one["last"] = {"eval_accuracy": 0.7 + gain}
+    found = next(one for one in compare_methods(rows) if one.label == "a")
+    assert found.verdict == "no evidence"
+    assert found.p_value < 0.05 < found.p_adjusted
+    assert found.reason.endswith("before: more seeds could tell.")
 
 
 def test_without_predictions_seeds_alone_decide() -> None:

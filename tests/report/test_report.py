@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rmlora.report.curves import curve
+from rmlora.report.curves import Point, curve, draw_curves
 from rmlora.report.figures import mean_spectrum
 from rmlora.report.write import write_report
 from tests.report import fixture
@@ -214,6 +214,14 @@ def test_a_curve_is_the_mean_over_the_seeds_that_have_the_epoch() -> None:
     points = curve(runs, "gap")
     assert [(p.epoch, round(p.mean, 6)) for p in points] == [(1, 0.2), (2, 0.2)]
     assert [round(p.spread, 4) for p in points] == [0.1414, 0.0]
+
+
+def test_a_steep_start_is_cut_off_and_said_to_be() -> None:
+    steep = [Point(epoch, 1 - 0.9**epoch if epoch > 2 else -9.0, 0.0) for epoch in range(1, 31)]
+    styles = {"a": {"color": "red", "marker": "o"}}
+    assert "(start cut off)" in draw_curves("steep", {"a": steep}, styles, "loss")
+    assert "(start cut off)" not in draw_curves("flat", {"a": steep[10:]}, styles, "loss")
+    assert "(start cut off)" not in draw_curves("short", {"a": steep[:8]}, styles, "loss")
 
 
 def test_a_mean_spectrum_starts_at_one(study: Path) -> None:

@@ -213,7 +213,9 @@ def _judge(comparison: Comparison, p_adjusted: float) -> Comparison:
 
 
 def _weakest(comparison: Comparison) -> str:
-    """Which of the two tests holds a verdict back, if only one does."""
+    """What holds a verdict back: that many comparisons are made, or one of the two tests alone."""
+    if comparison.p_value <= SIGNIFICANT:
+        return f", {comparison.p_value:.2g} before: more seeds could tell"
     if comparison.over_examples is None:
         return ""
     by_seeds, by_examples = comparison.over_seeds.contains_zero, comparison.over_examples.interval.contains_zero

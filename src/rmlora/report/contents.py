@@ -10,7 +10,7 @@ from shlex import quote
 
 from rmlora.compare.arms import EPOCHS, Arm, Row, Setting, choose_baseline, sort_into_arms
 from rmlora.compare.effect import describe_effect, points_per_unit
-from rmlora.compare.verdicts import Comparison, compare_methods
+from rmlora.compare.verdicts import SIGNIFICANT, Comparison, compare_methods
 from rmlora.report.document import Block, Commands, Document, Heading, Paragraph, Points, Table
 from rmlora.report.drawing import style_of
 from rmlora.report.figures import figures_of
@@ -99,6 +99,8 @@ def _sentence(one: Comparison) -> str:
     effect = describe_effect(one.over_seeds, one.metric, one.num_examples, _scale_of(one))
     found = "no evidence of a difference from" if one.verdict == "no evidence" else f"{one.verdict} than"
     adjusted = f", p {probability(one.p_adjusted)} after Holm" if one.p_adjusted == one.p_adjusted else ""
+    if one.p_value <= SIGNIFICANT < one.p_adjusted:
+        adjusted += f" and {probability(one.p_value)} before: more seeds could tell"
     return f"{one.label}: {found} {one.baseline} ({one.metric} {effect}{adjusted})."
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 from rmlora.report.drawing import draw, make_logarithmic, say_nothing
 
+_LONG_RUN = 10  # epochs
 Runs = Sequence[Sequence[Mapping[str, Any]]]  # one run per seed, one row per epoch
 
 
@@ -89,7 +90,19 @@ def draw_curves(
             return
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
+        _skip_start(axes, [[scale * p.mean for p in points] for points in curves.values()])
         if is_log and all(p.mean > 0 for points in curves.values() for p in points):
             make_logarithmic(axes.yaxis)
 
     return draw(name, paint)
+
+
+def _skip_start(axes: Any, lines: Sequence[Sequence[float]]) -> None:
+    """Give the panel to what comes after the first fifth of a long run, where a steep start would flatten it."""
+    later = [value for line in lines if len(line) >= _LONG_RUN for value in line[len(line) // 5 :]]
+    everything = [value for line in lines for value in line]
+    if not later or max(everything) - min(everything) < 4 * (max(later) - min(later)):
+        return
+    margin = 0.15 * (max(later) - min(later)) or 1.0
+    axes.set_ylim(min(later) - margin, max(later) + margin)
+    axes.set_title(f"{axes.get_title(loc='left')} (start cut off)", loc="left")

@@ -12,6 +12,7 @@ from rmlora.report.style import STYLE
 # Nothing may be fetched and nothing may run, whatever a study's names hold; styles stand in the page itself.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _VERDICTS = ("better", "worse")
+_LONG = 32  # characters; longer cells are broken into lines
 
 
 def to_page(document: Document) -> str:
@@ -87,11 +88,8 @@ def _table(table: Table) -> str:
     """A table that a narrow screen shows as cards: every cell knows the head of its column."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
     rows = "".join(f"<tr>{_row(table, row)}</tr>" for row in table.rows)
-    kind = ' class="wide"' if max((len(cell) for row in table.rows for cell in row), default=0) > 40 else ""
     caption = f"<caption>{escape(table.caption)}</caption>"
-    return (
-        f'<table id="{escape(table.name)}"{kind}>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    )
+    return f'<table id="{escape(table.name)}">{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _row(table: Table, row: Sequence[str]) -> str:
@@ -99,6 +97,7 @@ def _row(table: Table, row: Sequence[str]) -> str:
     cells = [f'<th scope="row">{escape(first)}</th>']
     for column, cell in zip(table.columns[1:], others, strict=True):
         word = cell.split(":")[0]
-        kind = f' class="{word}"' if word in _VERDICTS else ""
+        kinds = [*([word] if word in _VERDICTS else []), *(["long"] if len(cell) > _LONG else [])]
+        kind = f' class="{" ".join(kinds)}"' if kinds else ""
         cells.append(f'<td data-label="{escape(column)}"{kind}><span>{escape(cell)}</span></td>')
     return "".join(cells)

@@ -23,8 +23,8 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 600; min-width: 9rem; }
 .scroll { overflow-x: auto; }
 td > span { white-space: nowrap; }
-.wide td > span { white-space: normal; }
-.wide td { text-align: left; }
+td.long > span { white-space: normal; }
+td.long { text-align: left; min-width: 12rem; }
 .better { color: var(--good); font-weight: 600; }
 .worse { color: var(--bad); font-weight: 600; }
 .figures { display: grid; gap: 1rem; margin: 1.2rem 0;
@@ -47,7 +47,8 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .5r
   td { display: flex; justify-content: space-between; gap: 1rem; }
   td::before { content: attr(data-label); color: var(--soft); flex: 0 0 40%; }
   td > span { text-align: right; white-space: normal; }
-  .wide td > span { text-align: left; flex: 1; }
+  td.long { min-width: 0; }
+  td.long > span { text-align: left; flex: 1; }
 }
 @media print { details > * { display: block; } figure { break-inside: avoid; } }
 """
