@@ -229,3 +229,39 @@ def test_head_mode_is_given_to_the_heads(told: Told, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rmlora.heads, "train_head", train_head)
     rows, _ = run(told(mode="head"))
     assert sorted(seen) == [("head", row["cell"]) for row in rows]
+
+
+def test_a_dry_run_tells_cells_budget_and_time_and_writes_nothing(
+    bert: Path,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    told = studies.settings(bert, files, output, learning_rates=[1e-3, 1e-2])
+    path = studies.written(tmp_path / "study.yaml", told)
+    assert runs.call("compare", path, "--dry-run", "--workers", "2") == 0
+    said = capsys.readouterr().out
+    assert "every method tries 2 learning rates" in said
+    assert said.count(", selection") == 4
+    assert "and 4 reported runs" in said
+    assert re.search(r"Estimated time: about \d+ .*2 at a time", said)
+    assert not output.exists()
+
+
+def test_the_command_runs_a_study_and_tells_a_mistake_in_one_line(
+    bert: Path,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = studies.settings(bert, files, tmp_path / "out", methods=["lora"], seeds=[0])
+    path = studies.written(tmp_path / "study.yaml", told)
+    assert runs.call("compare", path, "--workers", "0", "--output", tmp_path / "there") == 0
+    assert len(studies.rows(tmp_path / "there")) == 1
+    assert "1/1  lora r=4 on pairs" in capsys.readouterr().out
+    studies.written(path, told | {"seeds": [0, 0]})
+    assert runs.call("compare", path) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "duplicated cell: seed 0 is given twice" in error

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from rmlora.compare.agenda import Agenda
 from rmlora.compare.contenders import contenders, selects
+from rmlora.compare.estimate import estimate_seconds
 from rmlora.compare.progress import left_seconds
 from rmlora.compare.study import Study
 from rmlora.run.wording import duration, say
@@ -55,9 +56,9 @@ def show_cells(agenda: Agenda, workers: int, console: Console) -> None:
     if agenda.waiting:
         say(console, f"and {agenda.waiting} reported runs, whose learning rates the selection has to choose first")
     left = left_seconds(agenda, workers)
+    if left is None:
+        left = estimate_seconds(agenda, workers)
     told = (
-        "not known before a first cell is finished"
-        if left is None
-        else f"about {duration(left)} with {workers} workers"
+        "not known before a first cell is finished" if left is None else f"about {duration(left)}, {workers} at a time"
     )
     say(console, f"Estimated time: {told}. Dry run: nothing was written.")
