@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import SequentialSampler
-from transformers import Trainer
 
 from rmlora.files import write_bytes, write_text
 from rmlora.run.folder import RunFolder
+from rmlora.run.ordered import OrderedTrainer
 from rmlora.run.plan import Plan
 from rmlora.run.predictions import KeepPredictions
 from rmlora.tasks.squad_answers import decode, score
 from rmlora.tasks.squad_windows import Windows, pad_windows, windows_of
 
 
-class AnswerTrainer(Trainer):  # type: ignore[misc]
+class AnswerTrainer(OrderedTrainer):
     """Train start and end of the answer; evaluate windows in their order and know which part they are of."""
 
     part = "eval"
@@ -35,9 +34,6 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         """Evaluate one part, or each of several by its name."""
         self.part = metric_key_prefix.removeprefix("eval_")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
 
 class KeepAnswers(KeepPredictions):

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 
 from rmlora.config import Task
 from rmlora.run.answering import make_answer_trainer
 from rmlora.run.folder import RunFolder
+from rmlora.run.ordered import OrderedTrainer
 from rmlora.run.plan import Plan
 from rmlora.run.predictions import KeepPredictions
 from rmlora.tasks.calibration import expected_calibration_error
@@ -46,7 +47,7 @@ def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
     parts = {"train": head_of(train, count, plan.config.training.seed)} if count else {}
     task = plan.config.task
     predictions = KeepPredictions(RunFolder(Path(str(plan.config.output))), task)
-    return Trainer(
+    return OrderedTrainer(
         model=plan.model,
         args=plan.arguments,
         train_dataset=train,
