@@ -41,11 +41,7 @@ def test_the_scores_are_the_official_ones_of_the_answers_it_leaves(
     result = run(models[kind], files, output, training={"lr": 1e-2})
     answers = json.loads((output / "predictions.json").read_text())
     official = squad.evaluate(json.loads(files[1].read_text())["data"], answers)
-    assert (result["task"], result["metric"], result["majority"]) == (
-        "question-answering",
-        "f1",
-        None,
-    )
+    assert (result["task"], result["metric"], result["majority"]) == ("question-answering", "f1", None)
     assert 100 * result["last"]["eval_f1"] == pytest.approx(official["f1"], abs=1e-9)
     assert 100 * result["last"]["eval_exact_match"] == pytest.approx(official["exact_match"], abs=1e-9)
     asked = questions.rows_of(files[1])
@@ -59,6 +55,18 @@ def test_the_scores_are_the_official_ones_of_the_answers_it_leaves(
         assert right == any(squad.exact(answers[row["id"]], gold) for gold in row["answers"]["text"])
 
 
+@torch.no_grad()
+def best_stretch(model: Any, tokenizer: Any, question: str, context: str) -> str:
+    """The answer over all pairs of tokens of the whole context."""
+    encoded = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+    offsets, sides = encoded.pop("offset_mapping")[0], torch.tensor([s == 1 for s in encoded.sequence_ids(0)])
+    outputs = model(**encoded)
+    sums = outputs.start_logits[0][:, None] + outputs.end_logits[0][None, :]
+    allowed = (sides[:, None] & sides[None, :]).triu().tril(29)
+    first, last = divmod(int(sums.masked_fill(~allowed, -torch.inf).argmax()), len(sides))
+    return context[offsets[first][0] : offsets[last][1]].strip()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_adapter_and_its_new_head_load_in_plain_peft(
     tmp_path: Path, models: dict[str, Path], files: tuple[Path, Path], kind: str
@@ -67,13 +75,7 @@ def test_the_adapter_and_its_new_head_load_in_plain_peft(
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
     output = tmp_path / "run"
-    result = run(
-        models[kind],
-        files,
-        output,
-        training={"epochs": 1, "lr": 1e-2},
-        data={"max_length": 128},
-    )
+    result = run(models[kind], files, output, training={"epochs": 1, "lr": 1e-2}, data={"max_length": 128})
     assert result["parameters"]["head"] == 2 * 32 + 2
     names = runs.weights(output)
     assert {name for name in names if "qa_outputs" in name} == {
@@ -85,31 +87,11 @@ def test_the_adapter_and_its_new_head_load_in_plain_peft(
     tokenizer = AutoTokenizer.from_pretrained(models[kind])
     answers = json.loads((output / "predictions.json").read_text())
     for row in questions.rows_of(files[1]):
-        encoded = tokenizer(
-            row["question"],
-            row["context"],
-            return_tensors="pt",
-            return_offsets_mapping=True,
-        )
-        offsets, sides = (
-            encoded.pop("offset_mapping")[0],
-            torch.tensor([s == 1 for s in encoded.sequence_ids(0)]),
-        )
-        with torch.no_grad():
-            outputs = model(**encoded)
-        sums = outputs.start_logits[0][:, None] + outputs.end_logits[0][None, :]
-        allowed = (sides[:, None] & sides[None, :]).triu().tril(29)
-        first, last = divmod(int(sums.masked_fill(~allowed, -torch.inf).argmax()), len(sides))
-        assert answers[row["id"]] == row["context"][offsets[first][0] : offsets[last][1]].strip()
+        assert answers[row["id"]] == best_stretch(model, tokenizer, row["question"], row["context"])
 
 
 def test_a_model_learns_to_answer(tmp_path: Path, models: dict[str, Path], files: tuple[Path, Path]) -> None:
-    training = {
-        "epochs": 12,
-        "lr": 1e-2,
-        "train_eval_examples": 99,
-        "save_every_epoch": False,
-    }
+    training = {"epochs": 12, "lr": 1e-2, "train_eval_examples": 99, "save_every_epoch": False}
     run(models["bert"], files, tmp_path / "run", training=training, method="lora")
     first, *_, last = runs.rows(tmp_path / "run")
     assert last["train_loss"] < 0.7 * first["train_loss"]
@@ -128,22 +110,14 @@ def test_answers_keep_the_order_of_the_questions_when_grouped_by_length(
     found = []
     for grouped in (False, True):
         output = tmp_path / str(grouped)
-        training = {
-            "epochs": 1,
-            "lr": 1e-12,
-            "group_by_length": grouped,
-            "eval_batch_size": 2,
-        }
+        training = {"epochs": 1, "lr": 1e-12, "group_by_length": grouped, "eval_batch_size": 2}
         run(models["bert"], files, output, training=training)
         found.append(json.loads((output / "predictions.json").read_text()))
     assert list(found[0].items()) == list(found[1].items())
 
 
 def test_a_resumed_run_leaves_the_same_answers(
-    tmp_path: Path,
-    models: dict[str, Path],
-    files: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, models: dict[str, Path], files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rmlora.run.record import RecordEpochs
 
@@ -157,9 +131,7 @@ def test_a_resumed_run_leaves_the_same_answers(
     config = resolve(questions.settings(models["bert"], files, stopped, **changes))
     with monkeypatch.context() as patch:
         patch.setattr(
-            RecordEpochs,
-            "on_epoch_begin",
-            lambda self, a, state, c, **k: die() if state.epoch >= 1 else None,
+            RecordEpochs, "on_epoch_begin", lambda self, a, state, c, **k: die() if state.epoch >= 1 else None
         )
         with pytest.raises(KeyboardInterrupt):
             train(config)
@@ -170,11 +142,7 @@ def test_a_resumed_run_leaves_the_same_answers(
 
 
 def test_windows_are_as_long_as_the_recipe_unless_said_otherwise() -> None:
-    base = {
-        "model": "m",
-        "task": "question-answering",
-        "data": {"train": "a", "eval": "b"},
-    }
+    base = {"model": "m", "task": "question-answering", "data": {"train": "a", "eval": "b"}}
     completed = complete(resolve(base))
     assert (completed.data.max_length, completed.data.stride) == (384, 128)
     assert (completed.answers.n_best, completed.answers.max_answer_length) == (20, 30)
@@ -190,20 +158,9 @@ def test_a_metric_of_another_task_is_refused_before_anything_is_written(
 
 
 def test_windows_too_short_are_refused_before_anything_is_written(
-    tmp_path: Path,
-    models: dict[str, Path],
-    files: tuple[Path, Path],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, models: dict[str, Path], files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (
-        "--train",
-        files[0],
-        "--eval",
-        files[1],
-        "task=question-answering",
-        "max_length=8",
-        "stride=2",
-    )
+    words = ("--train", files[0], "--eval", files[1], "task=question-answering", "max_length=8", "stride=2")
     assert runs.call("train", "--model", models["bert"], *words, "--output", tmp_path / "run") == 2
     error = capsys.readouterr().err
     assert "data.max_length is 8; raise it or lower data.stride" in " ".join(error.split())

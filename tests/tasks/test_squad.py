@@ -11,20 +11,12 @@ from tests import questions, runs
 
 
 def load(train: Path, held_out: Path, **settings: Any) -> TaskData:
-    return load_data(
-        DataConfig(train=str(train), eval=str(held_out), **settings),
-        "question-answering",
-    )
+    return load_data(DataConfig(train=str(train), eval=str(held_out), **settings), "question-answering")
 
 
 def row(**changes: Any) -> dict[str, Any]:
     answers = {"text": ["red"], "answer_start": [11]}
-    return {
-        "id": "q1",
-        "question": "what?",
-        "context": "the cat is red",
-        "answers": answers,
-    } | changes
+    return {"id": "q1", "question": "what?", "context": "the cat is red", "answers": answers} | changes
 
 
 def answer(text: Any, start: Any) -> dict[str, Any]:
@@ -34,12 +26,7 @@ def answer(text: Any, start: Any) -> dict[str, Any]:
 def test_the_nested_file_gives_every_question_with_its_context(tmp_path: Path) -> None:
     files = questions.save_squad(tmp_path)
     data = load(*files)
-    assert (len(data.train), len(data.eval), data.classes, data.majority) == (
-        24,
-        9,
-        None,
-        None,
-    )
+    assert (len(data.train), len(data.eval), data.classes, data.majority) == (24, 9, None, None)
     assert data.columns == ("question", "context", "answers")
     for read, told in zip(data.eval.labels, questions.rows_of(files[1]), strict=True):
         assert (read.id, list(read.answers)) == (told["id"], told["answers"]["text"])
@@ -79,36 +66,15 @@ def test_blanks_around_an_answer_are_no_part_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"answers": answer("red", 99)},
-            r'row 2 \(id q1\): answer_start 99 puts "red" outside the context of 14',
-        ),
+        ({"answers": answer("red", 99)}, r'row 2 \(id q1\): answer_start 99 puts "red" outside the context of 14'),
         ({"answers": answer("red", -3)}, 'answer_start -3 puts "red" outside'),
-        (
-            {"answers": answer("red", 3)},
-            'at answer_start 3 the context has " ca", not "red"',
-        ),
+        ({"answers": answer("red", 3)}, 'at answer_start 3 the context has " ca", not "red"'),
         ({"answers": answer("", 3)}, "the first answer is empty"),
-        (
-            {"answers": answer("red", "11")},
-            "needs a text and a whole answer_start, not 'red' and '11'",
-        ),
-        (
-            {"answers": {"text": [], "answer_start": []}},
-            "no answer; in SQuAD 1.1 every question has one",
-        ),
-        (
-            {"answers": {"text": ["red"], "answer_start": []}},
-            "1 answers, but 0 values of answer_start",
-        ),
-        (
-            {"answers": None},
-            '"answers" must hold text and answer_start of each answer, not nothing',
-        ),
-        (
-            {"answers": "red"},
-            "must hold text and answer_start of each answer, not 'red'",
-        ),
+        ({"answers": answer("red", "11")}, "needs a text and a whole answer_start, not 'red' and '11'"),
+        ({"answers": {"text": [], "answer_start": []}}, "no answer; in SQuAD 1.1 every question has one"),
+        ({"answers": {"text": ["red"], "answer_start": []}}, "1 answers, but 0 values of answer_start"),
+        ({"answers": None}, '"answers" must hold text and answer_start of each answer, not nothing'),
+        ({"answers": "red"}, "must hold text and answer_start of each answer, not 'red'"),
         ({"context": None}, 'row 2: column "context" holds nothing'),
         ({"question": 3}, 'row 2: column "question" holds 3, which is not text'),
         ({"id": None}, 'row 2: column "id" holds nothing'),
@@ -131,23 +97,11 @@ def test_a_bad_row_is_one_line_that_names_it(tmp_path: Path, changes: dict[str, 
         ("", "is empty"),
         ('{"version": "1.1", "data": []}', "has no rows"),
         ('{"data": [{"title": "t"}]}', 'article 1 has no list "paragraphs"'),
-        (
-            '{"data": [{"paragraphs": [{"context": "a"}]}]}',
-            'article 1, paragraph 1 has no list "qas"',
-        ),
-        (
-            '{"data": [{"paragraphs": [{"qas": ["who?"]}]}]}',
-            "a question must be an object",
-        ),
-        (
-            '{"data": [{"paragraphs": [{"qas": [{"id": "1"}]}]}]}',
-            'row 1: column "question" holds nothing',
-        ),
+        ('{"data": [{"paragraphs": [{"context": "a"}]}]}', 'article 1, paragraph 1 has no list "qas"'),
+        ('{"data": [{"paragraphs": [{"qas": ["who?"]}]}]}', "a question must be an object"),
+        ('{"data": [{"paragraphs": [{"qas": [{"id": "1"}]}]}]}', 'row 1: column "question" holds nothing'),
         ('{"version": "1.1", "data": [{"par', "not valid JSON"),
-        (
-            json.dumps([{"text": "a", "label": 1}]),
-            "cannot tell which column is data.text",
-        ),
+        (json.dumps([{"text": "a", "label": 1}]), "cannot tell which column is data.text"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, content: str, message: str) -> None:

@@ -57,10 +57,7 @@ def test_only_the_likeliest_ends_are_tried_together() -> None:
     offsets = np.array([[i, i + 1] for i in range(4)])
     starts, ends = [0.0, 0.0, 0.0, 9.0], [8.0, 0.0, 0.0, 1.0]
     assert candidates(starts, ends, offsets, n_best=1) == []
-    assert [(c.start, c.end) for c in candidates(starts, ends, offsets, n_best=2)] == [
-        (3, 4),
-        (0, 1),
-    ]
+    assert [(c.start, c.end) for c in candidates(starts, ends, offsets, n_best=2)] == [(3, 4), (0, 1)]
     assert len(candidates(starts, ends, offsets, n_best=3)) == 3
 
 

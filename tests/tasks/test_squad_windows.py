@@ -9,12 +9,7 @@ import torch
 from rmlora.config import DataConfig
 from rmlora.errors import ConfigError, DataError
 from rmlora.tasks.data import Examples, load_data
-from rmlora.tasks.squad_windows import (
-    OUTSIDE,
-    encode_questions,
-    pad_windows,
-    windows_of,
-)
+from rmlora.tasks.squad_windows import OUTSIDE, encode_questions, pad_windows, windows_of
 from tests import questions, runs
 
 
