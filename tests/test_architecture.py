@@ -46,7 +46,7 @@ LAYERS: dict[str, Layer] = {
         ("errors", "ground", "contract"),
     ),
     "analysis": Layer(("analysis",), ("errors", "ground")),
-    "attach": Layer(("attach", "prune_export"), ("errors", "ground", "contract", "engine", "analysis")),
+    "attach": Layer(("attach", "prune_export", "triplets"), ("errors", "ground", "contract", "engine", "analysis")),
     "sugar": Layer(("peft_config",), ("errors", "ground", "contract", "methods", "engine", "attach")),
     "package": Layer(("",), LIBRARY),
     "tasks": Layer(("tasks", "config", "config_source"), ("errors", "ground")),

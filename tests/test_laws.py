@@ -20,6 +20,11 @@ def methods_under(law):
     return [name for name, method in METHODS.items() if law not in method.excluded]
 
 
+def make_model(name, **changes):
+    """A model whose adapter is of the kind that the method trains."""
+    return toys.make_model(adapts=METHODS[name].adapts, **changes)
+
+
 def build(name, preset=None):
     knobs = dict(KNOBS.get(name, {}))
     if preset is not None:
@@ -55,9 +60,9 @@ def test_law_zero_strength(name, preset):
 
 @pytest.mark.parametrize("name", methods_under("masked_directions"))
 def test_law_masked_directions(name):
-    model = toys.make_model()
+    model = make_model(name)
     handle = rmlora.attach(model, build(name))
-    plain = toys.make_model()
+    plain = make_model(name)
     optimizer = toys.make_optimizer(model)
     seen = set()
 
@@ -90,7 +95,7 @@ def test_law_masked_directions(name):
 
 @pytest.mark.parametrize("name", methods_under("plain_export"))
 def test_law_plain_export(name, tmp_path):
-    model = toys.make_model(dtype=torch.float32)
+    model = make_model(name, dtype=torch.float32)
     rmlora.attach(model, build(name))
     toys.train(model, steps=5, dtype=torch.float32)
     model.eval()
@@ -107,17 +112,17 @@ def test_law_plain_export(name, tmp_path):
 @pytest.mark.parametrize("name", methods_under("resume"))
 @pytest.mark.parametrize("give_optimizer", [True, False])
 def test_law_resume(name, give_optimizer):
-    straight = toys.make_model()
+    straight = make_model(name)
     rmlora.attach(straight, build(name))
     toys.train(straight, steps=9)
 
-    first = toys.make_model()
+    first = make_model(name)
     rmlora.attach(first, build(name))
     optimizer = toys.make_optimizer(first)
     toys.train(first, optimizer, steps=4)
     saved_model, saved_optimizer = first.state_dict(), optimizer.state_dict()
 
-    second = toys.make_model(seed=7)
+    second = make_model(name, seed=7)
     second.load_state_dict(saved_model)
     optimizer = toys.make_optimizer(second)
     if give_optimizer:
@@ -133,7 +138,7 @@ def test_law_resume(name, give_optimizer):
 
 @pytest.mark.parametrize("name", methods_under("accumulation"))
 def test_law_accumulation(name):
-    model = toys.make_model(dropout=0.0)
+    model = make_model(name, dropout=0.0)
     handle = rmlora.attach(model, build(name))
     optimizer = toys.make_optimizer(model)
     for step in range(3):
@@ -149,7 +154,7 @@ def test_law_accumulation(name):
 @pytest.mark.parametrize("name", methods_under("skipped_step"))
 @pytest.mark.parametrize("fused", [False, True])
 def test_law_skipped_step(name, fused):
-    model = toys.make_model(dtype=torch.float32)
+    model = make_model(name, dtype=torch.float32)
     handle = rmlora.attach(model, build(name))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -167,7 +172,7 @@ def test_law_skipped_step(name, fused):
 @pytest.mark.parametrize("preset", ["paper", "authors", "strict"])
 def test_law_toy_loss_falls(name, preset):
     knobs = {"preset": preset} if "preset" in METHODS[name].knobs else {}
-    model = toys.make_model(dtype=torch.float32, dropout=0.0)
+    model = make_model(name, dtype=torch.float32, dropout=0.0)
     rmlora.attach(model, METHODS[name].build(**knobs))
     optimizer = toys.make_optimizer(model, lr=2e-2)
     x, y = toys.batch(0, torch.float32, size=32)
@@ -183,7 +188,7 @@ def test_law_toy_loss_falls(name, preset):
 
 @pytest.mark.parametrize("name", methods_under("bf16_finite"))
 def test_law_bf16_finite(name):
-    model = toys.make_model(dtype=torch.bfloat16)
+    model = make_model(name, dtype=torch.bfloat16)
     handle = rmlora.attach(model, build(name))
     toys.train(model, steps=20, dtype=torch.bfloat16)
     assert handle.step == 20

@@ -1,7 +1,7 @@
 """A small PEFT model and a bare training loop, shared by the tests of the core."""
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import nn
 
 D_IN, HIDDEN, CLASSES = 12, 16, 3
@@ -13,12 +13,17 @@ def make_base(dtype=torch.float64, seed=0):
     return nn.Sequential(*layers).to(dtype)
 
 
-def make_model(dtype=torch.float64, r=8, dropout=0.1, seed=0, **lora):
-    """A PEFT model with two adapted layers of different shapes and a trained head."""
+TRIPLETS = {"total_step": 12, "target_r": 5, "tinit": 2, "tfinal": 4, "orth_reg_weight": 0.1}
+
+
+def make_model(dtype=torch.float64, r=8, dropout=0.1, seed=0, adapts="LORA", **lora):
+    """A PEFT model with two adapted layers of different shapes and a trained head; AdaLoRA starts from rank r."""
     base = make_base(dtype, seed)
-    config = LoraConfig(
-        r=r, lora_alpha=2 * r, target_modules=["0", "2"], modules_to_save=["4"], lora_dropout=dropout, **lora
-    )
+    shared = {"lora_alpha": 2 * r, "target_modules": ["0", "2"], "modules_to_save": ["4"], "lora_dropout": dropout}
+    if adapts == "ADALORA":
+        config = AdaLoraConfig(init_r=r, **(shared | TRIPLETS | lora))
+    else:
+        config = LoraConfig(r=r, **(shared | lora))
     return get_peft_model(base, config, autocast_adapter_dtype=False).to(dtype)
 
 

@@ -10,18 +10,26 @@ from rmlora import schedules
 from rmlora.attach import Attached, attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
-from rmlora.methods import METHODS, gm_lora, lora, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
 from rmlora.transform import Transform
-from rmlora.transforms import AddOrthogonality, ClipByGlobalNorm, FreezeHead, GateDirections, MaskDirections
+from rmlora.transforms import (
+    AddOrthogonality,
+    AllocateBudget,
+    ClipByGlobalNorm,
+    FreezeHead,
+    GateDirections,
+    MaskDirections,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
     "AddOrthogonality",
+    "AllocateBudget",
     "Attached",
     "ClipByGlobalNorm",
     "FreezeHead",
@@ -32,6 +40,7 @@ __all__ = [
     "RmloraError",
     "RmloraWarning",
     "Transform",
+    "adalora",
     "attach",
     "attached",
     "chain",

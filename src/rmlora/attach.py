@@ -20,6 +20,7 @@ from rmlora.pairs import Pair, adapters_of, find_pairs
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.saving import FoldedDelta, warn_if_idle, watch_saving
 from rmlora.transform import Transform
+from rmlora.triplets import LoadTriplets, SaveTriplets, drive_models, suited
 
 _BINDINGS = "rmlora_bindings"
 """Attribute of a PEFT layer: its bindings by adapter name, so that they live, copy and die with the model."""
@@ -69,6 +70,13 @@ class Attached:
     def step(self) -> int:
         """Optimizer steps completed."""
         return self._binding.step
+
+    @property
+    def num_learnt(self) -> int:
+        """Entries that the method trains beside the model's parameters: SoRA's gates."""
+        return sum(
+            value.numel() for tensors in self._binding.state for value in tensors.values() if value.requires_grad
+        )
 
     @property
     def is_attached(self) -> bool:
@@ -170,7 +178,7 @@ class Attached:
         if not self.is_attached:
             raise AttachError("already detached; call rmlora.attach again to go on training by a method")
         warn_if_idle(self._binding)
-        folded = self.fold() if "fold" in self.method.hooks() else {}
+        folded = self.fold() if "fold" in self.method.hooks() and self.method.adapts == "LORA" else {}
         with torch.no_grad():
             for pair in self._binding.pairs:
                 for parameter, value in zip(pair.parameters, folded.get(pair.name, ()), strict=False):
@@ -238,11 +246,15 @@ def attach(
                 f"adapter {pair.adapter!r} already trains by a method ({pair.name}); detach it first, or join both "
                 "methods with rmlora.chain"
             )
+    method = suited(method, model, pairs)
     binding = Binding(method, pairs[0].adapter, seed, pairs)
     for pair in pairs:
         remember(pair, binding)
-    wrapped: list[Any] = list(watch_saving(model, binding))
-    if "fold" in method.hooks():
+    is_triplets = method.adapts == "ADALORA"
+    wrapped: list[Any] = list(watch_saving(model, binding, (SaveTriplets, LoadTriplets) if is_triplets else None))
+    if is_triplets:
+        wrapped += drive_models(model)
+    elif "fold" in method.hooks():
         wrapped += [FoldedDelta(pair, binding) for pair in pairs]
     if method.hooks() & FORWARD_HOOKS:
         wrapped.append(_Hook(model.register_forward_pre_hook(binding.count_forward)))

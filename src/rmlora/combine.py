@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -31,6 +32,15 @@ class Chain(Transform):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """All that its links need beyond being attached."""
         return frozenset().union(*(link.needs for link in self.links))
+
+    @property
+    def adapts(self) -> str:  # type: ignore[override]
+        """The PEFT type that a link asks for; links that ask for none go with either."""
+        return next((link.adapts for link in self.links if link.adapts != Transform.adapts), Transform.adapts)
+
+    def suited_to(self, config: Any) -> Chain:
+        """Suit every link."""
+        return Chain(tuple(link.suited_to(config) for link in self.links))
 
     def hooks(self) -> frozenset[str]:
         """Hooks that at least one link uses."""

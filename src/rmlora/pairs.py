@@ -55,7 +55,7 @@ class Pair:
         name: the module's name without wrapper, PEFT and adapter prefixes; the same on every machine.
         layer: PEFT's layer around the frozen module.
         adapter: the adapter's name.
-        factor_modules: the modules that hold A and B; empty for embeddings, which hold bare parameters.
+        factor_modules: the modules that hold A and B; empty for embeddings and AdaLoRA, which hold bare parameters.
     """
 
     name: str
@@ -68,8 +68,16 @@ class Pair:
         """The live parameters of A and B, in their own shapes (4-d for convolutions)."""
         if self.factor_modules:
             return self.factor_modules[0].weight, self.factor_modules[1].weight  # type: ignore[return-value]
+        if self.E is not None:
+            return self.layer.lora_A[self.adapter], self.layer.lora_B[self.adapter]  # type: ignore[index,return-value]
         factors = self.layer.lora_embedding_A, self.layer.lora_embedding_B
         return factors[0][self.adapter], factors[1][self.adapter]  # type: ignore[index,return-value]
+
+    @property
+    def E(self) -> nn.Parameter | None:  # noqa: N802
+        """AdaLoRA's values `(r, 1)`, with which A and B form triplets; None for LoRA."""
+        values = getattr(self.layer, "lora_E", {})
+        return values[self.adapter] if self.adapter in values else None  # noqa: SIM401 - a ParameterDict
 
     @property
     def A(self) -> Tensor:  # noqa: N802
@@ -89,6 +97,8 @@ class Pair:
     @property
     def scale(self) -> float:
         """The factor s of `y = W0 x + s B A x`: alpha / r, or alpha / sqrt(r) under rsLoRA."""
+        if self.E is not None:  # PEFT keeps alpha alone there, and divides by the first rank
+            return float(self.layer.scaling[self.adapter] / (self.layer.ranknum[self.adapter] + 1e-5))  # type: ignore[index]
         return float(self.layer.scaling[self.adapter])  # type: ignore[index]
 
     @property
@@ -235,7 +245,7 @@ def make_pair(name: str, layer: nn.Module, adapter: str) -> Pair:
             f"{name} was adapted through target_parameters, whose factors are not one (A, B) per module; "
             "adapt nn.Linear modules through target_modules instead"
         )
-    if adapter in getattr(layer, "lora_embedding_A", {}):
+    if adapter in getattr(layer, "lora_embedding_A", {}) or adapter in getattr(layer, "lora_E", {}):
         return Pair(name, layer, adapter, ())
     pair = Pair(name, layer, adapter, (layer.lora_A[adapter], layer.lora_B[adapter]))  # type: ignore[index,arg-type]
     if pair.B.shape[1] != pair.r:
@@ -250,8 +260,8 @@ def adapters_of(module: nn.Module) -> set[str]:
     """Return the names of the adapters whose A and B this module holds as LoRA does."""
     names: set[str] = set()
     factors = getattr(module, "lora_A", None)
-    if isinstance(factors, nn.ModuleDict):
-        names |= set(factors.keys())
+    if isinstance(factors, nn.ModuleDict) or hasattr(module, "lora_E"):
+        names |= set(factors.keys())  # type: ignore[union-attr]
     embeddings = getattr(module, "lora_embedding_A", None)
     if isinstance(embeddings, nn.ParameterDict):
         names |= set(embeddings.keys())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -32,6 +32,15 @@ class Only(Transform):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """As the inner transform."""
         return self.inner.needs
+
+    @property
+    def adapts(self) -> str:  # type: ignore[override]
+        """As the inner transform."""
+        return self.inner.adapts
+
+    def suited_to(self, config: Any) -> Only:
+        """Suit the inner transform."""
+        return replace(self, inner=self.inner.suited_to(config))
 
     def hooks(self) -> frozenset[str]:
         """As the inner transform."""

@@ -26,12 +26,16 @@ STATE_FILE = "rmlora_state.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
-def watch_saving(model: nn.Module, binding: Binding) -> list[SavePretrained | LoadAdapter]:
+def watch_saving(
+    model: nn.Module,
+    binding: Binding,
+    wrappers: tuple[type[SavePretrained | LoadAdapter], ...] | None = None,
+) -> list[SavePretrained | LoadAdapter]:
     """Wrap saving and loading on `model` and on every module inside that can save an adapter."""
     wrapped: list[SavePretrained | LoadAdapter] = []
     for module in model.modules():
         if hasattr(module, "peft_config") or getattr(module, "_hf_peft_config_loaded", False):
-            for wrapper in (SavePretrained, LoadAdapter):
+            for wrapper in wrappers or (SavePretrained, LoadAdapter):
                 if hasattr(module, wrapper.name):
                     wrapped.append(wrapper(module, binding))
     return wrapped
@@ -132,6 +136,8 @@ def write_lost_state(binding: Binding, folder: Path) -> None:
             tensors |= own
             A, B = pair.parameters
             tensors |= {f"{pair.name}|A": A.detach().contiguous(), f"{pair.name}|B": B.detach().contiguous()}
+            if pair.E is not None:
+                tensors[f"{pair.name}|E"] = pair.E.detach().contiguous()
     metadata = {"adapter_sha256": _sha256(folder / ADAPTER_FILE), "step": str(binding.step), "seed": str(binding.seed)}
     unfinished = folder / f".{STATE_FILE}.tmp"
     save_file(tensors, unfinished, metadata=metadata)
@@ -163,6 +169,8 @@ def read_lost_state(binding: Binding, folder: Path) -> None:
     for pair in binding.pairs:
         for parameter, side in zip(pair.parameters, ("A", "B"), strict=True):
             parameter.copy_(tensors[f"{pair.name}|{side}"])
+        if pair.E is not None:
+            pair.E.copy_(tensors[f"{pair.name}|E"])
     for stack, state in zip(binding.stacks, binding.state, strict=True):
         for key, value in state.items():
             for row, pair in enumerate(stack.pairs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -89,10 +89,12 @@ class Transform:
     the forward pass see one module. `owns_update` is True for a link that computes the step itself in `project`, from
     the learning rate: the optimizer's own update and decay of the pairs are then discarded. `needs` names what
     attaching alone cannot give (a replicated batch, restarts); `attach` refuses until an entry point provides it.
+    `adapts` is the PEFT type of the adapters it can train.
     """
 
     owns_update: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
+    adapts: ClassVar[str] = "LORA"
 
     def hooks(self) -> frozenset[str]:
         """Names of the hooks that act; by default those that the class overrides."""
@@ -101,6 +103,10 @@ class Transform:
     def partition(self, name: str) -> Hashable:
         """Return what must be equal for two pairs to share a stack, beside their shape."""
         return None
+
+    def suited_to(self, config: Any) -> Transform:
+        """Return this link with what it leaves open taken from the adapter's PEFT configuration."""
+        return self
 
     def init(self, pairs: Sequence[Stack]) -> State:
         """Return the state before the first step; raise `MethodError` if the pairs do not suit the link."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rmlora.combine import Chain
 from rmlora.errors import MethodError, nearest
+from rmlora.methods.adalora import adalora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
 from rmlora.methods.r_lora import r_lora
@@ -36,6 +37,7 @@ class Method:
         summary: one line.
         function: the method, whose keyword arguments are its knobs.
         zero: knobs that make it plain LoRA.
+        adapts: PEFT type of the adapters it trains: LORA, or ADALORA for a model made with `AdaLoraConfig`.
         trains_base: True where there is no adapter and every weight of the model learns.
         excluded: laws that do not apply, each with the reason.
     """
@@ -44,6 +46,7 @@ class Method:
     summary: str
     function: Callable[..., Chain]
     zero: dict[str, float] = field(default_factory=dict)
+    adapts: str = "LORA"
     trains_base: bool = False
     excluded: dict[str, str] = field(default_factory=dict)
 
@@ -105,6 +108,13 @@ METHODS: dict[str, Method] = {
             "LoRA with a learnt gate on every direction, shut where a proximal step wins",
             sora,
             excluded=_NO_MASK | {"zero_strength": "at threshold 0 its gates still learn"},
+        ),
+        Method(
+            "adalora",
+            "PEFT's AdaLoRA driven right: triplets pruned to a budget shared by all modules",
+            adalora,
+            adapts="ADALORA",
+            excluded=_NO_MASK | {"zero_strength": "its update B E A has three factors, however it is set"},
         ),
     )
 }

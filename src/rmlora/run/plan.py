@@ -93,9 +93,7 @@ class Plan:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch on one device."""
-        training = self.config.training
-        batches = math.ceil(len(self.encoded["train"]) / training.batch_size)
-        return math.ceil(batches / training.gradient_accumulation_steps)
+        return _steps_per_epoch(self.config, len(self.encoded["train"]))
 
 
 def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
@@ -110,6 +108,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     """
     from rmlora import attach
     from rmlora.adapting import add_adapter
+    from rmlora.run.triplet_config import add_triplets
 
     if config.scope == "head":
         raise ConfigError("scope=head is not trained through the whole model; call rmlora.heads.train_head")
@@ -128,7 +127,9 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     if method.trains_base:
         model, handle = loaded.model, None
     else:
-        model = add_adapter(loaded, config)
+        num_steps = config.training.epochs * _steps_per_epoch(config, len(encoded["train"]))
+        is_triplets = method.adapts == "ADALORA"
+        model = add_triplets(loaded, config, transform, num_steps) if is_triplets else add_adapter(loaded, config)
         handle = attach(model, transform, seed=config.training.seed)
     return Plan(
         config=config,
@@ -173,7 +174,7 @@ def count_parameters(model: nn.Module) -> Counts:
     """
     count: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        if ".original_module." in name:  # PEFT keeps the head it replaced, unused
+        if ".original_module." in name or ".ranknum." in name:  # the head PEFT replaced; AdaLoRA's divisor
             continue
         if "lora_" in name:
             role = "adapter"
@@ -183,6 +184,12 @@ def count_parameters(model: nn.Module) -> Counts:
             role = "head" if ".modules_to_save." in name else "base"
         count[role] += parameter.numel()
     return Counts(count["adapter"], count["head"], count["base"], count["frozen"])
+
+
+def _steps_per_epoch(config: RunConfig, num_examples: int) -> int:
+    """Optimizer steps per epoch on one device."""
+    training = config.training
+    return math.ceil(math.ceil(num_examples / training.batch_size) / training.gradient_accumulation_steps)
 
 
 def _seed(seed: int) -> None:
