@@ -45,6 +45,14 @@ def test_matthews_of_many_classes_is_the_metric() -> None:
     assert score.value() == pytest.approx(measure(outputs, labels, "image-classification")["matthews"])
 
 
+def test_a_likelihood_weighs_examples_by_their_tokens() -> None:
+    per_token, tokens = np.array([1.0, 3.0]), np.array([3.0, 1.0])
+    score = score_of("log_likelihood", per_token, tokens)
+    assert score is not None
+    assert score.value() == pytest.approx(-(3.0 + 3.0) / 4)
+    assert score.resampled(np.array([[0.0, 2.0]]))[0] == pytest.approx(-3.0)
+
+
 def test_metrics_that_are_no_sums_have_no_score() -> None:
     assert score_of("rouge_l", np.zeros((3, 2)), np.zeros(3)) is None
     assert score_of("accuracy", np.zeros(3), np.zeros(3)) is None

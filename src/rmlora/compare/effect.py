@@ -9,7 +9,7 @@ from rmlora.compare.statistics import Interval
 # Metrics that count right answers, so that a difference times n is a number of examples.
 COUNTED = ("accuracy", "exact_match", "em")
 # Metrics on a scale of their own, shown as they are; all others lie in [-1, 1] and are shown in hundredths.
-OWN_SCALE = ("loss", "perplexity")
+OWN_SCALE = ("loss", "perplexity", "log_likelihood")
 LOWER_IS_BETTER = ("loss", "perplexity")
 
 

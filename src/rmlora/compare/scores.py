@@ -46,9 +46,9 @@ def score_of(metric: str, outputs: Array, labels: Array) -> Score | None:
     """Build the score of one run's predictions.
 
     Args:
-        metric: accuracy, f1, matthews, pearson or spearman.
-        outputs: `(n, classes)` logits, or `(n,)` values.
-        labels: `(n,)` class ids or numbers.
+        metric: accuracy, f1, matthews, pearson, spearman or log_likelihood.
+        outputs: `(n, classes)` logits, or `(n,)` values; for log_likelihood the negative one per token.
+        labels: `(n,)` class ids or numbers; for log_likelihood the number of tokens.
 
     Returns:
         None for a metric that is no function of sums over examples, or has too many classes for it. The ranks of
@@ -60,6 +60,8 @@ def score_of(metric: str, outputs: Array, labels: Array) -> Score | None:
         >>> score.value()
         0.5
     """
+    if metric == "log_likelihood":
+        return Score(np.stack([-outputs * labels, labels], axis=1), lambda sums, n: sums[..., 0] / sums[..., 1])
     if metric in ("pearson", "spearman"):
         return _correlation(outputs.reshape(len(labels)), labels, by_rank=metric == "spearman")
     if outputs.ndim != 2 or metric not in ("accuracy", "f1", "matthews"):
