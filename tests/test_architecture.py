@@ -55,11 +55,23 @@ LAYERS: dict[str, Layer] = {
     "heads": Layer(("heads",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
     "compare": Layer(("compare",), (*LIBRARY, "package", "analysis", "tasks", "models", "train", "heads")),
     "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),
-    "reproduce": Layer(("reproduce",), ("errors", "ground", "tasks", "train", "heads", "compare", "report")),
+    "reproduce": Layer(("reproduce",), ("errors", "ground", "methods", "tasks", "train", "heads", "compare", "report")),
     "demo": Layer(("demo",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
     "cli": Layer(
         ("cli", "__main__", "commands"),
-        (*LIBRARY, "package", "analysis", "tasks", "models", "train", "heads", "compare", "report", "reproduce", "demo"),
+        (
+            *LIBRARY,
+            "package",
+            "analysis",
+            "tasks",
+            "models",
+            "train",
+            "heads",
+            "compare",
+            "report",
+            "reproduce",
+            "demo",
+        ),
     ),
 }
 
