@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import rmlora
 from rmlora.compare.cells import final_cells, only_rates
 from rmlora.errors import ConfigError
 from rmlora.reproduce.estimate import SHAPES, SIZES, Shape, Size, count_trainable, estimate_seconds
@@ -56,6 +57,9 @@ def test_shapes_count_what_peft_trains() -> None:
     model = tiny.adapted("deberta")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert count_trainable(deberta, tiny.LABELS, 4, "whole") == trained
+    model = tiny.adapted("deberta")
+    gates = sum(pair.r for pair in rmlora.attach(model, rmlora.METHODS["sora"].build()).pairs)
+    assert count_trainable(deberta, tiny.LABELS, 4, "whole", "sora") == trained + gates
     gpt2 = tiny.adapted("gpt2", target_modules=["c_attn", "c_proj", "c_fc"])
     trained = sum(p.numel() for p in gpt2.parameters() if p.requires_grad)
     assert Shape(16, 2, 64, fused=True).adapter(4) == trained

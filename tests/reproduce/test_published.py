@@ -26,7 +26,7 @@ def test_anchors_stand_where_the_paper_has_them() -> None:
     assert value(TABLE1, "RM-LoRA", 8, "wnli", "accuracy") == 0.747
     assert value(TABLE1, "R-LoRA", 8, "cola", "matthews") == 0.694
     assert value(TABLE1, "SoRA", 16, "qqp", "f1") == 0.761
-    assert value(TABLE1, "AdaLoRA", 8, "sst2", "accuracy") == 0.955
+    assert value(TABLE1, "AdaLoRA", 4, "sst2", "accuracy") == 0.955
     assert value(TABLE1, "Full FT", None, "stsb", "spearman") == 0.890
     assert value(TABLE2, "RM-LoRA", 8, "squad", "exact_match") == 0.8787
     assert value(TABLE3, "LoRA", 16, "squad", "f1") == 0.7276

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ class Shape:
         """
         attention = (4 + 2) * self.hidden if self.fused else 4 * 2 * self.hidden
         return r * self.layers * (attention + 2 * (self.hidden + self.intermediate))
+
+    @property
+    def modules(self) -> int:
+        """Number of projections, each of which can be adapted."""
+        return self.layers * (4 if self.fused else 6)
 
     def head(self, outputs: int) -> int:
         """Count the entries of a new head.
@@ -114,7 +120,7 @@ def shape_of(model: str) -> Shape | None:
     return Shape(hidden, layers, int(inside), fused=kind == "gpt2", has_pooler=kind.startswith("deberta"))
 
 
-def count_trainable(shape: Shape, outputs: int, r: int | None, mode: str) -> int | None:
+def count_trainable(shape: Shape, outputs: int, r: int | None, mode: str, method: str = "lora") -> int | None:
     """Count what is trained, head included; None where that is the whole model.
 
     Args:
@@ -122,10 +128,15 @@ def count_trainable(shape: Shape, outputs: int, r: int | None, mode: str) -> int
         outputs: of the head.
         r: directions; None without an adapter.
         mode: "whole" or "head"; in the latter the head's weight is frozen under an adapter, its bias trained.
+        method: SoRA trains a gate on every direction, AdaLoRA a singular value, and begins with 1.5 times r.
     """
     if mode == "head":
         return outputs + (shape.hidden * outputs if r is None else r * (shape.hidden + outputs))
-    return None if r is None else shape.adapter(r) + shape.head(outputs)
+    if r is None:
+        return None
+    r = math.ceil(1.5 * r) if method == "adalora" else r
+    between = r * shape.modules if method in ("sora", "adalora") else 0
+    return shape.adapter(r) + between + shape.head(outputs)
 
 
 def measure_speed(seconds: float = 0.3) -> float:

@@ -56,7 +56,7 @@ def show_plan(preset: Preset, output: Path, seeds: int | None, workers: int | No
         for cells, shape, size in _groups(study, preset):
             first = cells[0]
             r, outputs = first.group.r, size.outputs if size else 2
-            trained = count_trainable(shape, outputs, r, study.mode) if shape else None
+            trained = count_trainable(shape, outputs, r, study.mode, first.config.method) if shape else None
             full = first.config.method == "full"
             each = (
                 estimate_seconds(shape, size, first.config.training.model_dump(), study.mode, speed, full)

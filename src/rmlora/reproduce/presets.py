@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rmlora.errors import ConfigError, nearest
+from rmlora.methods import METHODS
 from rmlora.reproduce.published import TABLE1, TABLE2, TABLE3, TABLE5, Published
 
 Settings = dict[str, Any]
@@ -48,6 +49,7 @@ METHODS_OF_TABLE: list[Settings] = [
     {"name": "lora", "label": "LoRA"},
     {"name": "r-lora", "label": "R-LoRA"},
     {"name": "rm-lora", "label": "RM-LoRA"},
+    *([{"name": "adalora", "label": "AdaLoRA"}] if "adalora" in METHODS else []),
 ]
 METHODS_OF_FIGURE: list[Settings] = [
     {"name": "lora", "label": "LoRA"},
@@ -79,7 +81,8 @@ GLUE_NOTES = (
     "WNLI has 71 examples: .718, .732 and .747 are 51, 52 and 53 of them. RTE has 277: one is 0.36 points.",
     "SoRA's .82 on SST-2 and .82/.76 on QQP is what a model gives whose gates are all zero.",
     "Best and last epoch are both shown; the paper does not say which it reports. Its deviations are within .01.",
-    "SoRA, at r = 8 and 16, is to be left with 4 and 8 directions; AdaLoRA likewise.",
+    "SoRA, at r = 8 and 16, is to be left with 4 and 8 directions. AdaLoRA's r is what it ends with; it starts from "
+    "1.5 times as many, as in its own paper, where this paper starts from twice as many.",
 )
 QA_NOTES = (OPEN, "The threshold of SoRA is the paper's, 5e-4.")
 GPT2_NOTES = (
