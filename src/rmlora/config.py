@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Task = Literal["text-classification", "text-regression", "image-classification", "question-answering", "causal-lm"]
+Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match", "log_likelihood"]
 
 
 class Section(BaseModel):
@@ -26,6 +27,13 @@ class DataConfig(Section):
     )
     dataset: str | None = Field(
         default=None, description='Hub data set instead of files: "glue/rte", "owner/name", "owner/name/config".'
+    )
+    glue: Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"] | None = Field(
+        default=None,
+        description="The files are this GLUE task: its columns, classes, official metric; known from glue/... itself.",
+    )
+    eval_mismatched: str | None = Field(
+        default=None, description="MNLI's second held-out file; from the Hub it is evaluated without being asked for."
     )
     train_split: str = Field(default="train", description="Split of the Hub data set to train on.")
     eval_split: str | None = Field(
@@ -138,12 +146,10 @@ class TrainingConfig(Section):
     train_eval_examples: int = Field(
         default=1000, ge=0, description="Training examples evaluated each epoch to measure the gap; 0 = none."
     )
-    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match", "log_likelihood"] | None = (
-        Field(
-            default=None,
-            description="Decides the best epoch; default: accuracy; regression: pearson; questions: f1; causal-lm: "
-            "log_likelihood.",
-        )
+    metric: Metric | None = Field(
+        default=None,
+        description="Decides the best epoch; default: GLUE's own; else accuracy; regression: pearson; "
+        "questions: f1; causal-lm: log_likelihood.",
     )
     save: Literal["last", "best"] = Field(default="last", description="Which epoch's weights the run leaves.")
     save_every_epoch: bool = Field(default=True, description="Keep a checkpoint for --resume after each epoch.")

@@ -10,6 +10,7 @@ from rmlora.adapting import alpha
 from rmlora.config import DataConfig, LoraSettings, RunConfig
 from rmlora.errors import ConfigError, nearest
 from rmlora.methods import METHODS, Method
+from rmlora.tasks.glue import settle_glue
 
 DEFAULT_LENGTH = {"question-answering": 384}
 DEFAULT_LR = {"adapter": 1e-3, "full": 2e-5}
@@ -80,6 +81,7 @@ def complete(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: settings contradict each other, or those of the adapter to go on training.
     """
+    config = settle_glue(config)
     method = choose_method(config)
     if method.trains_base and config.init_adapter is not None:
         raise ConfigError(f"method {method.name} has no adapter, so init_adapter has nothing to start")

@@ -23,12 +23,12 @@ def encode_parts(config: RunConfig, data: TaskData, loaded: Loaded, sources: Sou
         sources: may have kept the encodings of an earlier run.
 
     Returns:
-        "train" and "eval".
+        "train" and "eval", and the other held-out parts by name.
 
     Raises:
         DataError: an example cannot be encoded.
     """
-    examples = {"train": data.train, "eval": data.eval}
+    examples = {"train": data.train, "eval": data.eval, **data.others}
     return {
         part: sources.encoded(config, part, lambda own=own: encode(config, own, loaded))  # type: ignore[misc]
         for part, own in examples.items()

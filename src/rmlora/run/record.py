@@ -29,7 +29,7 @@ _MEANS = (
 )
 
 # The Trainer names a metric of the part "train" eval_train_<metric>, and likewise for "eval".
-PREFIXES = {"train": "eval_train_", "eval": "eval_eval_"}
+PREFIXES = {"train": "eval_train_", "mismatched": "eval_mismatched_", "eval": "eval_eval_"}
 
 
 class RecordEpochs(TrainerCallback):  # type: ignore[misc]

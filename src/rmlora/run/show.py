@@ -14,17 +14,20 @@ from rmlora.config_source import dump
 from rmlora.run.folder import RunFolder
 from rmlora.run.plan import Plan
 from rmlora.run.wording import duration, say
+from rmlora.tasks.glue import difference, official
 
 
 def show_header(console: Console, plan: Plan) -> None:
     """Print in three lines what is trained on what."""
     config, counts, held_out = plan.config, plan.counts, len(plan.data.eval)
     guess = f"; the commonest class scores {plan.data.majority:.4f}" if plan.data.majority else ""
+    told = difference(config.data.glue, held_out) if config.data.glue else None
+    other = f"; {told}" if told else ""
     worth = "" if config.task == "causal-lm" else f" (one is {100 / held_out:.2f} points)"
     say(console, f"{config.method} on {config.model}: {plan.method.summary}")
     say(
         console,
-        f"{len(plan.data.train)} examples to train on, {held_out} held out{worth}{guess}",
+        f"{len(plan.data.train)} examples to train on, {held_out} held out{worth}{guess}{other}",
     )
     say(
         console,
@@ -70,6 +73,10 @@ def show_result(console: Console, plan: Plan, result: dict[str, Any], folder: Ru
             "-" if rank is None else f"{rank:.2f}",
         )
     console.print(table)
+    if plan.config.data.glue is not None:
+        found = official(plan.config.data.glue, result["last"])
+        values = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        say(console, f"GLUE {plan.config.data.glue}, last epoch: {values}.")
     if plan.metric == "accuracy" and result["best"]["eval_accuracy"] <= result["majority"]:
         say(console, f"No epoch is better than always naming the commonest class ({result['majority']:.4f}).")
     saved = f"the {result['saved']} epoch's weights"

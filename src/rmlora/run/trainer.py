@@ -44,6 +44,7 @@ def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
         return make_answer_trainer(plan, callbacks)
     train, held_out = plan.encoded["train"], plan.encoded["eval"]
     count = plan.config.training.train_eval_examples
+    others = {name: plan.encoded[name] for name in plan.data.others}
     parts = {"train": head_of(train, count, plan.config.training.seed)} if count else {}
     task = plan.config.task
     predictions = KeepPredictions(RunFolder(Path(str(plan.config.output))), task)
@@ -51,7 +52,7 @@ def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
         model=plan.model,
         args=plan.arguments,
         train_dataset=train,
-        eval_dataset={**parts, "eval": held_out},
+        eval_dataset={**parts, **others, "eval": held_out},
         data_collator=collate(plan),
         compute_metrics=predictions.watch(lambda output: measure_outputs(output, task)),
         callbacks=[predictions, *callbacks],

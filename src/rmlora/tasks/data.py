@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rmlora.config import DataConfig, Task
 from rmlora.errors import DataError
+from rmlora.tasks.glue import MISMATCHED, glue_name
 from rmlora.tasks.holdout import carve
 from rmlora.tasks.hub import read_hub
 from rmlora.tasks.labels import Classes, find_classes, to_ids, to_numbers
@@ -58,6 +59,7 @@ class TaskData:
         classes: None where the task has none.
         columns: names of the input columns and of the label, for the record.
         files: local files that were read, to be hashed; empty for a Hub data set.
+        others: further held-out parts by name, evaluated beside `eval`: MNLI's "mismatched".
     """
 
     task: Task
@@ -66,6 +68,7 @@ class TaskData:
     classes: Classes | None
     columns: tuple[str, ...]
     files: tuple[Path, ...]
+    others: dict[str, Examples] = field(default_factory=dict)
 
     @property
     def majority(self) -> float | None:
@@ -110,8 +113,11 @@ def load_data(config: DataConfig, task: Task, seed: int = 0) -> TaskData:
             take(held_out, column, (), f"data.{'image' if task.startswith('image') else setting}")
         reported = _examples(held_out, columns, label, classes, task)
     reported = _sample(reported, config.eval_examples, seed)
-    files = tuple(Path(f).expanduser() for f in dict.fromkeys((config.train, config.eval)) if f)
-    return TaskData(task, learnt, reported, classes, (*columns, label), files)
+    other = _read_mismatched(config)
+    others = {} if other is None else {"mismatched": _examples(other, columns, label, classes, task)}
+    others = {name: _sample(own, config.eval_examples, seed) for name, own in others.items()}
+    files = tuple(Path(f).expanduser() for f in dict.fromkeys((config.train, config.eval, config.eval_mismatched)) if f)
+    return TaskData(task, learnt, reported, classes, (*columns, label), files, others)
 
 
 def _read(config: DataConfig) -> tuple[Table, Table | None]:
@@ -132,6 +138,17 @@ def _read(config: DataConfig) -> tuple[Table, Table | None]:
         raise DataError(f'no held-out data: "{config.train}" is for training; give data.eval')
     train = read_file(config.train, "train")
     return train, read_file(config.eval or config.train, "eval")
+
+
+def _read_mismatched(config: DataConfig) -> Table | None:
+    """Read MNLI's second held-out part; a run that holds out a part of train looks at neither."""
+    if config.holdout is not None:
+        return None
+    if config.eval_mismatched is not None:
+        return read_file(config.eval_mismatched, "eval")
+    if config.dataset is None or glue_name(config) != "mnli" or config.eval_split == MISMATCHED:
+        return None
+    return read_hub(config.dataset, config.train_split, MISMATCHED)[1]
 
 
 def _examples(table: Table, columns: Sequence[str], label: str, classes: Classes | None, task: Task) -> Examples:
