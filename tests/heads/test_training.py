@@ -112,7 +112,8 @@ def test_a_regression_trains_and_predicts_values(configure: Configure, tmp_path:
 
 
 def test_parameters_are_counted_by_role(configure: Configure, tmp_path: Path) -> None:
-    counts = {m: train_head(configure(method=m), tmp_path / m)["parameters"] for m in ("lora", "full")}
+    counts = {m: train_head(configure(method=m), tmp_path / m)["parameters"] for m in ("lora", "full", "sora")}
+    assert counts["sora"]["adapter"] == counts["lora"]["adapter"] + 2
     assert counts["lora"]["adapter"] == 2 * (32 + 2)
     assert counts["lora"]["trainable"] == counts["lora"]["inference"] == 2 * (32 + 2) + 2
     assert counts["full"]["base"] == 64
@@ -134,6 +135,8 @@ def test_inspect_reads_the_adapter_and_finds_the_recorded_ranks(configure: Confi
     ("changes", "message"),
     [
         ({"scope": "whole"}, "only scope=head"),
+        ({"method": "adalora"}, "method adalora has none"),
+        ({"task": "question-answering"}, "needs a task with one label per example"),
         ({"init_adapter": "somewhere"}, "init_adapter=somewhere"),
         ({"lora": {"use_dora": True}}, "lora.use_dora=True"),
         ({"lora": {"init_lora_weights": "pissa"}}, "init_lora_weights=pissa"),

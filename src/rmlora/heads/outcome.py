@@ -74,7 +74,10 @@ def count_parameters(layer: Layer, backbone: int) -> dict[str, int]:
         all-zero row of A or column of B not counted, and inference (I), these and whatever else was trained.
     """
     outputs, d_in = layer.W0.shape
-    adapter = sum(p.numel() for pair in layer.handle.pairs for p in pair.parameters) if layer.handle else 0
+    adapter = 0
+    if layer.handle is not None:
+        factors = sum(p.numel() for pair in layer.handle.pairs for p in pair.parameters)
+        adapter = factors + layer.handle.num_learnt  # gates
     base = 0 if layer.handle else outputs * d_in
     A, B, _ = layer.update()
     used = int((A.ne(0).any(1) & B.ne(0).any(0)).sum()) * (outputs + d_in) if layer.handle else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rmlora.config import RunConfig, setting_names
 from rmlora.errors import ConfigError
-from rmlora.run.choice import complete
+from rmlora.run.choice import choose_method, complete
 
 DEFAULT_LR = 1e-3
 """Of every method: the layer of a run without adapter is new, too, and needs no gentler rate."""
@@ -43,6 +43,8 @@ def complete_head(config: RunConfig) -> RunConfig:
         raise ConfigError(f'scope is "{config.scope}"; only scope=head trains on cached features')
     if config.task not in TASKS:
         raise ConfigError(f"scope=head needs a task with one label per example ({', '.join(TASKS)}), not {config.task}")
+    if choose_method(config).adapts != "LORA":
+        raise ConfigError(f"scope=head trains plain LoRA factors; method {config.method} has none: choose another")
     for name, values in ALLOWED.items():
         found = _value(config, name)
         if not any(found == value and type(found) is type(value) for value in values):
