@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from rmlora.compare.predictions import read_predictions
 from rmlora.config_source import resolve
 from rmlora.errors import ConfigError, DataError
 from rmlora.tasks.completions import encode_completions
@@ -47,6 +48,9 @@ def test_a_run_keeps_how_likely_each_completion_is(name: str, tmp_path: Path, fi
     assert result["last"]["eval_loss"] == pytest.approx(exact, rel=1e-4)
     assert result["last"]["eval_perplexity"] == pytest.approx(np.exp(exact), rel=1e-4)
     assert result["last"]["eval_log_likelihood"] == -result["last"]["eval_loss"]
+    score = read_predictions(output / "predictions.safetensors").score("log_likelihood")
+    assert score is not None
+    assert score.value() == pytest.approx(-exact, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "rm-lora"])
