@@ -71,7 +71,7 @@ def run_cell(study: Study, store: Store, cell: Cell, sources: Sources) -> bool:
         if store.state(cell) != "open":
             return False
         folder = store.prepare(cell)
-        with store.log(cell).open("a", encoding="utf-8") as log, _said_to(log), claims.renewed(claim):
+        with store.log(cell).open("a", encoding="utf-8", buffering=1) as log, _said_to(log), claims.renewed(claim):
             _run(study, store, cell, folder, sources, log)
         return True
     except OSError as error:
