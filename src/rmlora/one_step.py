@@ -109,7 +109,9 @@ class OneStep:
 
     def _context(self) -> Context:
         assert self.active is not None
-        shared = [name for stack in self.active.stacks for name in shared_moments(self.optimizer, stack)]
+        # Only `project` may ask for it, and it walks the optimizer's whole state.
+        stacks = self.active.stacks if "project" in self.method.hooks() else ()
+        shared = [name for stack in stacks for name in shared_moments(self.optimizer, stack)]
         base = replace(self.base, shared_moments=tuple(shared))
         return self.active.context(base, self.groups, self.kept)
 

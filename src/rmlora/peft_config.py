@@ -17,6 +17,7 @@ from torch import nn
 from rmlora.attach import remember
 from rmlora.binding import Binding
 from rmlora.errors import AttachError, StateError
+from rmlora.files import write_text
 from rmlora.methods import rm_lora
 from rmlora.pairs import adapters_of, make_pair, stable_name
 from rmlora.saving import warn_if_idle
@@ -109,10 +110,7 @@ class RMLoraConfig(LoraConfig):  # type: ignore[misc]
         own = {name: getattr(self, name) for name in self.own_fields}
         values = {key: value for key, value in self.to_dict().items() if key not in self.own_fields}
         LoraConfig(**values).save_pretrained(save_directory, **kwargs)
-        path = Path(save_directory) / CONFIG_FILE
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(own, indent=2) + "\n")
-        os.replace(unfinished, path)
+        write_text(Path(save_directory) / CONFIG_FILE, json.dumps(own, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> RMLoraConfig:
