@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
-from rmlora.compare.store import Store
+from rmlora.compare.store import Store, read_record
 from rmlora.compare.study import Study
 from rmlora.errors import StateError
 from rmlora.files import write_text
-from rmlora.run.environment import PACKAGES, describe_machine, git_state, hash_tree, package_version
+from rmlora.run.environment import describe_process, hash_tree
 
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
@@ -31,7 +29,7 @@ def note_inputs(study: Study, store: Store) -> dict[str, Any]:
         StateError: a model or data file has changed since the study began, so its cells could not be compared.
     """
     now = describe_inputs(study)
-    before = _read(store.environment)
+    before = read_record(store.environment)
     if before is not None:
         for kind in ("models", "data"):
             for name, digest in now[kind].items():
@@ -54,11 +52,7 @@ def describe_inputs(study: Study) -> dict[str, Any]:
     files = dict.fromkeys(f for task in study.tasks for f in (task.data.train, task.data.eval) if f)
     paths = {name: Path(name).expanduser() for name in files}
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "python": platform.python_version(),
-        "versions": {name: package_version(name) for name in PACKAGES},
-        "git": git_state(Path.cwd()),
-        "machine": describe_machine(),
+        **describe_process(),
         "models": {name: _describe_model(name) for name in study.models},
         "data": {name: hash_tree(path) for name, path in paths.items() if path.exists()},
     }
@@ -74,11 +68,3 @@ def _describe_model(name: str) -> dict[str, str] | None:
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(a[name] == b[name] for name in ("python", "versions", "machine"))
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return told if isinstance(told, dict) else None

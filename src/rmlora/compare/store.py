@@ -71,7 +71,7 @@ class Store:
         """Say what has become of a cell; one that is damaged or half deleted is open again."""
         if (self.folder(cell) / "result.json").is_file():
             return "done" if self.damage(cell) is None else "open"
-        failure = _read(self.failure(cell))
+        failure = read_record(self.failure(cell))
         if failure is None:
             return "open"
         return "diverged" if failure.get("diverged") else "failed"
@@ -79,10 +79,10 @@ class Store:
     def damage(self, cell: Cell) -> str | None:
         """Say what is wrong with a cell that has a result; None if it is whole."""
         folder = self.folder(cell)
-        result = _read(folder / "result.json")
+        result = read_record(folder / "result.json")
         if result is None or not {"best", "last", "metric"} <= result.keys():
             return "result.json is cut off"
-        listed = _read(folder / "files.json")
+        listed = read_record(folder / "files.json")
         for name, size in (listed or dict.fromkeys(("config.yaml", "metrics.jsonl"))).items():
             path = folder / name
             if not path.is_file():
@@ -93,7 +93,7 @@ class Store:
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """Return what a finished cell found, or None."""
-        return _read(self.folder(cell) / "result.json") if self.state(cell) == "done" else None
+        return read_record(self.folder(cell) / "result.json") if self.state(cell) == "done" else None
 
     def prepare(self, cell: Cell) -> Path:
         """Make a claimed cell's folder ready: an earlier attempt's checkpoint stays if it is sound, else nothing does.
@@ -114,7 +114,7 @@ class Store:
 
     def finish(self, cell: Cell, keep_weights: str) -> None:
         """Drop what a finished cell needs no more, and note what the rest must look like."""
-        folder, result = self.folder(cell), _read(self.folder(cell) / "result.json") or {}
+        folder, result = self.folder(cell), read_record(self.folder(cell) / "result.json") or {}
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         is_adapter = (folder / "adapter_model.safetensors").is_file()
         if keep_weights == "none" or (keep_weights == "adapters" and not is_adapter):
@@ -133,7 +133,7 @@ class Store:
 
     def reason(self, cell: Cell) -> str:
         """Return why a cell failed."""
-        return str((_read(self.failure(cell)) or {}).get("error", "for a reason that was not noted"))
+        return str((read_record(self.failure(cell)) or {}).get("error", "for a reason that was not noted"))
 
     def is_held(self, cell: Cell) -> bool:
         """Whether a living process works on it."""
@@ -151,7 +151,8 @@ def _can_go_on(run: RunFolder) -> bool:
     return bool(rows) and is_whole and rows[-1]["step"] == step
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return what a JSON file of a study holds; None where it is missing, cut short or no object."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -44,11 +44,7 @@ def describe_environment(model_name: str, model: Any, data_files: Iterable[Path]
         Plain values, ready for JSON.
     """
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "python": platform.python_version(),
-        "versions": {name: package_version(name) for name in PACKAGES},
-        "git": git_state(Path.cwd()),
-        "machine": describe_machine(),
+        **describe_process(),
         "model": describe_model(model_name, model),
         "data": {str(path): hash_tree(path) for path in data_files},
     }
@@ -80,6 +76,17 @@ def continue_environment(before: dict[str, Any], now: dict[str, Any], step: int)
         raise StateError(f'--resume: "{changed[0]}" has changed since the run began; start anew with --overwrite')
     later = {"step": step, "versions": now["versions"], "machine": now["machine"]}
     return before | {"resumed": [*before.get("resumed", []), later]}
+
+
+def describe_process() -> dict[str, Any]:
+    """Collect what was typed, where, and under which versions, as plain values."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "versions": {name: package_version(name) for name in PACKAGES},
+        "git": git_state(Path.cwd()),
+        "machine": describe_machine(),
+    }
 
 
 def describe_machine() -> dict[str, Any]:
