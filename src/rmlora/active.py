@@ -133,4 +133,4 @@ def _one_or_many(rates: list[float | Tensor], device: torch.device) -> float | T
 def _rows_of(kept: Kept | None, rows: tuple[int, ...]) -> Kept | None:
     if kept is None or len(rows) == kept.A.shape[0]:
         return kept
-    return Kept(kept.A[list(rows)], kept.B[list(rows)])
+    return Kept(kept.A[list(rows)], kept.B[list(rows)], kept.count)

@@ -92,6 +92,15 @@ class Attached:
             if pair not in self._binding.gates
         }
 
+    def paths(self) -> dict[str, str]:
+        """Return how each module was last computed.
+
+        Returns:
+            by name: "fused", "merged" or "added" on the fast path (see `rmlora.kernels`); "reference: WHY" where PEFT's
+            own forward ran; "not called yet".
+        """
+        return {pair.name: self._binding.path_of(pair) for pair in self._binding.pairs}
+
     def kept(self) -> dict[str, tuple[list[int], list[int]]]:
         """Return, for each module, which rows of A and which columns of B learn at the coming step."""
         kept: dict[str, tuple[list[int], list[int]]] = {}
@@ -197,6 +206,7 @@ def attach(
     adapter_name: str | None = None,
     optimizer: Optimizer | None = None,
     seed: int = 0,
+    fast: bool = True,
     provides: Iterable[str] = (),
 ) -> Attached:
     """Make a PEFT LoRA model train by a method; nothing else in the training code changes.
@@ -214,6 +224,9 @@ def attach(
             optimizer that holds the factors. Needed only when resuming under `torch.compile`, or when several
             optimizers hold them.
         seed: seed of the masks. The same seed gives the same masks on every process and on resume.
+        fast: let linear layers take the fast path: the same numbers up to rounding (1e-6 of their norm in float32),
+            gradients of masked directions never computed. `handle.paths()` tells which layers do and why others do
+            not. False keeps PEFT's own forward, operation for operation.
         provides: what the caller sees to that attaching alone cannot (see `Transform.needs`); for entry points.
 
     Returns:
@@ -247,7 +260,7 @@ def attach(
                 "methods with rmlora.chain"
             )
     method = suited(method, model, pairs)
-    binding = Binding(method, pairs[0].adapter, seed, pairs)
+    binding = Binding(method, pairs[0].adapter, seed, pairs, fast=fast)
     for pair in pairs:
         remember(pair, binding)
     is_triplets = method.adapts == "ADALORA"

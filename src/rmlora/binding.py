@@ -41,9 +41,11 @@ class Binding(LiveAdapter):
     _in_step: OneStep | Optimizer | None
     _scalers: Scalers
 
-    def __init__(self, method: Chain, adapter: str, seed: int, pairs: Iterable[Pair] = ()) -> None:
+    def __init__(
+        self, method: Chain, adapter: str, seed: int, pairs: Iterable[Pair] = (), *, fast: bool = True
+    ) -> None:
         self._forget_optimizer()
-        super().__init__(method, adapter, seed, pairs)
+        super().__init__(method, adapter, seed, pairs, fast=fast)
         watch_steps(self)
 
     def release(self) -> None:

@@ -42,6 +42,8 @@ class Gate:
 
     Attributes:
         kept: boolean `(r,)` view into the stack's mask, rewritten in place at every step; None when all learn.
+        rows: int64 `(k,)` view, the indices of the kept directions, likewise; None when all learn, or when modules of
+            the stack keep different numbers.
     """
 
     def __init__(self, adapter: Owner, pair: Pair, side: Literal["A", "B"]) -> None:
@@ -49,6 +51,7 @@ class Gate:
         self.pair = pair
         self.side = side
         self.kept: Tensor | None = None
+        self.rows: Tensor | None = None
 
     def enter(self, module: nn.Module, x: Tensor) -> Tensor:
         """Apply `inputs` in front of A."""

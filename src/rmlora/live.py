@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from rmlora.combine import Chain
 from rmlora.errors import AttachError
+from rmlora.fast_layers import FastPath, can_be_fast, close_fast, open_fast
 from rmlora.gates import Gate, can_gate, close_gates, open_gates
+from rmlora.kept_rows import KeptRows
 from rmlora.optimizers import refuse_foreign_parameters
 from rmlora.pairs import Factors, Kept, Pair, Stack, stack_pairs
 from rmlora.transform import Context, ForwardContext, State
@@ -29,7 +31,8 @@ class LiveAdapter:
         pairs: the pairs, in the model's order.
         gates: the gates (A, B) of every pair that calls modules.
         stacks: the same pairs, grouped by shape.
-        kept: this step's masks, per stack.
+        masks: this step's masks, per stack.
+        fast: the pairs whose layers may take the fast path.
         state: the chain's state, per stack.
         forward_hooks: the hooks of the method that act in the forward pass.
         located: whether the first training forward has looked for the optimizer.
@@ -37,7 +40,9 @@ class LiveAdapter:
         instance: which of several passes over a batch this is; set by entry points that replicate it.
     """
 
-    def __init__(self, method: Chain, adapter: str, seed: int, pairs: Iterable[Pair] = ()) -> None:
+    def __init__(
+        self, method: Chain, adapter: str, seed: int, pairs: Iterable[Pair] = (), *, fast: bool = True
+    ) -> None:
         self.method = method
         self.adapter = adapter
         self.seed = seed
@@ -49,7 +54,9 @@ class LiveAdapter:
         self.pairs: list[Pair] = []
         self.gates: dict[Pair, tuple[Gate, Gate]] = {}
         self.stacks: list[Stack] = []
-        self.kept: list[Kept | None] = []
+        self.masks: list[KeptRows | None] = []
+        self.fast: dict[Pair, FastPath] = {}
+        self._wants_fast = fast and not self.forward_hooks
         self.state: State = ()
         self._places: dict[Pair, tuple[int, int]] = {}
         self._identity: tuple[int, ...] = ()
@@ -67,6 +74,8 @@ class LiveAdapter:
         for pair in pairs:
             if can_gate(pair):
                 self.gates[pair] = open_gates(pair, self)
+                if self._wants_fast and can_be_fast(pair):
+                    self.fast[pair] = open_fast(pair, self.gates[pair])
             self.pairs.append(pair)
 
     def locate(self) -> None:
@@ -77,19 +86,33 @@ class LiveAdapter:
         """Give every module its own class back."""
         for pair in self.gates:
             close_gates(pair)
+        for pair in self.fast:
+            close_fast(pair)
+
+    @property
+    def kept(self) -> list[Kept | None]:
+        """This step's masks, per stack; None where all directions learn."""
+        return [None if mask is None else mask.kept for mask in self.masks]
 
     @torch.no_grad()
     def prepare(self) -> None:
         """Set the masks of the coming step, in place where they exist already."""
         self._regroup()
         drawn = self.method.keep(self.state, self.stacks, self.context())
-        for i, (stack, old, new) in enumerate(zip(self.stacks, self.kept, drawn, strict=True)):
-            if old is not None and new is not None:
-                old.A.copy_(new.A)
-                old.B.copy_(new.B)
-            elif old is not new:
-                self.kept[i] = None if new is None else Kept(new.A.clone(), new.B.clone())
-                self._show_mask(stack, self.kept[i])
+        for i, (stack, mask, new) in enumerate(zip(self.stacks, self.masks, drawn, strict=True)):
+            if new is None and mask is None:
+                continue
+            if new is None or mask is None or not mask.replace(new):
+                self.masks[i] = None if new is None else KeptRows(new)
+                self._show_mask(stack, self.masks[i])
+
+    def path_of(self, pair: Pair) -> str:
+        """How a pair's layer was last computed, or why it is never fast."""
+        if pair in self.fast:
+            return self.fast[pair].taken
+        if not self._wants_fast:
+            return "reference: the method acts in the forward pass" if self.forward_hooks else "reference: fast=False"
+        return f"reference: {type(pair.layer).__name__} has no fast form"
 
     def learning(self) -> tuple[Kept | None, ...]:
         """Which directions the coming step will change, per stack."""
@@ -160,7 +183,7 @@ class LiveAdapter:
                     if key in carried.get(pair, {}):
                         value.detach()[row] = carried[pair][key]
         self._places = {pair: (i, row) for i, stack in enumerate(self.stacks) for row, pair in enumerate(stack.pairs)}
-        self.kept = [None] * len(self.stacks)
+        self.masks = [None] * len(self.stacks)
         for stack in self.stacks:
             self._show_mask(stack, None)
         self._identity = identity
@@ -169,11 +192,12 @@ class LiveAdapter:
     def _partition(self, pair: Pair) -> Hashable:
         return can_gate(pair), self.method.partition(pair.name)
 
-    def _show_mask(self, stack: Stack, kept: Kept | None) -> None:
+    def _show_mask(self, stack: Stack, mask: KeptRows | None) -> None:
+        rows = None if mask is None else mask.rows
         for row, pair in enumerate(stack.pairs):
-            if pair in self.gates:
-                for gate, side in zip(self.gates[pair], ("A", "B"), strict=True):
-                    gate.kept = None if kept is None else getattr(kept, side)[row]
+            for i, gate in enumerate(self.gates.get(pair, ())):
+                gate.kept = None if mask is None else (mask.kept.A, mask.kept.B)[i][row]
+                gate.rows = None if rows is None else rows[i][row]
 
 
 def _refuse_other_forward(pair: Pair) -> None:

@@ -38,10 +38,12 @@ class Kept:
     Attributes:
         A: boolean `(n, r)`; False freezes that row of A.
         B: boolean `(n, r)`; False freezes that column of B.
+        count: how many are True in every row of both, where that is one number and known.
     """
 
     A: Tensor
     B: Tensor
+    count: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

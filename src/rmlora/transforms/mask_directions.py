@@ -173,8 +173,8 @@ class MaskDirections(Transform):
         draw = ctx.step // self.resample_steps
         A = draw_directions(stack.keys, stack.r, count, ctx.seed, draw, _STREAM_A)
         if self.sharing == "shared":
-            return Kept(A, A)
-        return Kept(A, draw_directions(stack.keys, stack.r, count, ctx.seed, draw, _STREAM_B))
+            return Kept(A, A, count)
+        return Kept(A, draw_directions(stack.keys, stack.r, count, ctx.seed, draw, _STREAM_B), count)
 
 
 def _restore(kept: Kept | None, before: Factors, after: Factors) -> Factors:

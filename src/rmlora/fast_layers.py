@@ -1,0 +1,167 @@
+"""PEFT's linear layers on the fast path where they can take it; everywhere else PEFT's own forward.
+
+Attaching swaps the class of `peft.tuners.lora.Linear` for a subclass with the same parameters. Each call decides anew,
+so that switching adapters off, merging, evaluation, and hooks that others add stay right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rmlora.gates import Gate, GatedLinear
+from rmlora.kernels.correction import correct
+from rmlora.kernels.cost import Way, choose_way
+from rmlora.kernels.projection import Plan, project
+from rmlora.pairs import Pair
+
+_FAST = "rmlora_fast"
+"""Attribute of a swapped layer: its fast paths by adapter name."""
+
+_MERGEABLE = (torch.float32, torch.float64)
+"""Where adding s B A to a weight loses nothing that training could notice; bfloat16 loses most of an update."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class FastPath:
+    """How one adapted linear layer is computed.
+
+    Attributes:
+        pair: the layer's pair.
+        gates: the gates of A and B, which know what is kept.
+        taken: how the last call went: "fused", "merged" or "added"; "reference: WHY"; or "not called yet".
+    """
+
+    def __init__(self, pair: Pair, gates: tuple[Gate, Gate]) -> None:
+        self.pair = pair
+        self.gates = gates
+        self.taken = "not called yet"
+
+    def __call__(self, layer: Linear, x: Tensor) -> Tensor | None:
+        """Return the layer's output, or None where only PEFT's own forward gives it."""
+        self._look_up(x)
+        why = why_not(layer, self.pair, self.gates, x)
+        if why is not None:
+            self.taken = f"reference: {why}"
+            return None
+        base = layer.get_base_layer()
+        if _is_plain(base):
+            return self._project(layer, base, x)
+        return self._correct(layer, base, x)
+
+    def _look_up(self, x: Tensor) -> None:
+        """Make sure that masks are this step's and on this device, as the gates would."""
+        adapter = self.gates[0].adapter
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if not adapter.located:
+            adapter.locate()
+        rows = self.gates[0].rows
+        if rows is not None and rows.device != x.device:
+            adapter.prepare()
+
+    def _project(self, layer: Linear, base: nn.Module, x: Tensor) -> Tensor:
+        A, B = (module.weight for module in self.pair.factor_modules)
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        is_transposed = isinstance(base, Conv1D)
+        dtype = _compute_dtype(weight, x)
+        way: Way = "fused"
+        if dtype in _MERGEABLE and weight.dtype == A.dtype == dtype:
+            d_in, d_out = weight.shape if is_transposed else weight.shape[::-1]
+            rows = self.gates[0].rows
+            learning = (A.shape[0] if rows is None else rows.shape[0]) if torch.is_grad_enabled() else 0
+            way = choose_way(x.numel() // max(d_in, 1), d_in, d_out, A.shape[0], learning)
+        self.taken = way
+        plan = Plan(float(layer.scaling[self.pair.adapter]), way, is_transposed, dtype)
+        return project(plan, x, weight, base.bias, A, B, *(gate.rows for gate in self.gates))  # type: ignore[arg-type]
+
+    def _correct(self, layer: Linear, base: nn.Module, x: Tensor) -> Tensor:
+        A, B = (module.weight for module in self.pair.factor_modules)
+        self.taken = "added"
+        scale = float(layer.scaling[self.pair.adapter])
+        return correct(scale, base(x), x, A, B, *(gate.rows for gate in self.gates))  # type: ignore[arg-type]
+
+
+class FastLinear(Linear):  # type: ignore[misc]
+    """PEFT's `Linear`, on the fast path for calls that can take it."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute what the parent computes."""
+        active = self.active_adapters
+        path: FastPath | None = getattr(self, _FAST).get(active[0]) if len(active) == 1 else None
+        y = path(self, x) if path is not None and not args and not kwargs else None
+        return super().forward(x, *args, **kwargs) if y is None else y
+
+
+def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate], x: Tensor) -> str | None:
+    """Say why a call has to take PEFT's own forward; None if it does not."""
+    base = layer.get_base_layer()
+    A, B = pair.factor_modules
+    dropout = layer.lora_dropout[pair.adapter]
+    if layer.disable_adapters:
+        return "its adapters are disabled"
+    if layer.merged:
+        return "it is merged"
+    if pair.variant is not None:
+        return pair.variant
+    if layer.training and not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0.0:
+        return "lora_dropout draws for every entry of its input"
+    if type(A) is not GatedLinear or type(B) is not GatedLinear or B.bias is not None:
+        return "A or B is more than a matrix"
+    if any(getattr(module, hooks) for module in (base, A, B) for hooks in _HOOKS):
+        return "hooks on its inner modules"
+    if any(parameter.requires_grad for name, parameter in base.named_parameters() if name != "bias"):
+        return "its frozen weight is trained too"
+    if any(gate.kept is not None and gate.rows is None for gate in gates):
+        return "its neighbours keep another number of directions"
+    return _why_not_numbers(base, A.weight, x)
+
+
+def _why_not_numbers(base: nn.Module, A: Tensor, x: Tensor) -> str | None:
+    if not torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+            return "torch.func transforms"
+        if torch.nn.modules.module._has_any_global_hook():
+            return "hooks on all modules"
+    if not x.is_floating_point():
+        return f"its input is {x.dtype}"
+    dtype = _compute_dtype(base.weight, x) if _is_plain(base) else x.dtype  # type: ignore[arg-type]
+    if A.dtype not in (dtype, torch.float32) or (x.dtype != dtype and torch.float64 in (x.dtype, A.dtype)):
+        return f"its factors are {A.dtype} and its products {dtype}"
+    return None
+
+
+def _compute_dtype(weight: Tensor, x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _is_plain(base: nn.Module) -> bool:
+    return type(base) in (nn.Linear, Conv1D) and type(base.weight.data) is Tensor
+
+
+def can_be_fast(pair: Pair) -> bool:
+    """Whether the pair's layer is of a class that has a fast form."""
+    return type(pair.layer) in (Linear, FastLinear)
+
+
+def open_fast(pair: Pair, gates: tuple[Gate, Gate]) -> FastPath:
+    """Swap the class of a pair's layer and return its path."""
+    path = FastPath(pair, gates)
+    pair.layer.__class__ = FastLinear
+    pair.layer.__dict__.setdefault(_FAST, {})[pair.adapter] = path
+    return path
+
+
+def close_fast(pair: Pair) -> None:
+    """Give a layer its own class back once no adapter of it is fast."""
+    paths = pair.layer.__dict__.get(_FAST, {})
+    paths.pop(pair.adapter, None)
+    if not paths and type(pair.layer) is FastLinear:
+        pair.layer.__class__ = Linear
+        pair.layer.__dict__.pop(_FAST, None)
