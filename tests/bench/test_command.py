@@ -48,7 +48,7 @@ def test_every_measurement_is_a_row_and_the_summary_says_on_what(
     assert set(summary["hook_shares"]) == {"reference", "rmlora"}
     assert summary["machine"].keys() >= {"processor", "cores", "threads", "gpus"}
     assert summary["versions"].keys() >= {"rmlora", "torch", "peft", "transformers"}
-    assert {"command", "git", "python"} <= summary.keys()
+    assert {"command", "git", "python", "load"} <= summary.keys()
     assert [path.name for path in (place / "new").iterdir()] == ["rows.jsonl"]
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("model: 12 modules", "peft/floor", "reference/rmlora", "new/rows.jsonl"))

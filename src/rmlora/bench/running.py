@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -141,6 +142,7 @@ def _summary(subject: Subject, settings: BenchSettings, steps: list[Row], memory
         "ratios": ratios(seconds),
         "hook_shares": hook_shares(steps),
         "memory": {row["contender"]: {key: row[key] for key in keys} for row in memory},
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         **describe_process(),
         "git": git_state(Path(__file__).parent),
     }
