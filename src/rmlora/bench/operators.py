@@ -34,7 +34,7 @@ _ELEMENTWISE = {
     *("exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "sigmoid", "erf", "relu", "gelu", "silu"),
     *("tanh_backward", "sigmoid_backward", "threshold_backward", "gelu_backward", "silu_backward"),
     *("where", "masked_fill", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "eq", "ne", "lt", "le", "gt"),
-    *("ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or", "bitwise_not"),
+    *("ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor"),
     *("copy", "zero", "fill", "native_dropout", "native_dropout_backward"),
     *("_fused_adamw", "_fused_adam"),
 }
