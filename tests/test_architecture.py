@@ -16,11 +16,12 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 LONG_FUNCTIONS = {
     "src/rmlora/cli.py:train": "Typer reads the options off the signature",
+    "src/rmlora/commands/bench.py:bench": "Typer reads the options off the signature",
     "src/rmlora/run/arguments.py:training_arguments": "one line for each setting of the Trainer",
 }
 BANNED_WORDS = ("util", "helper", "manager")
 PRINTS = ("cli", "analysis.present", "demo")
-SEEDS = ("train", "heads", "demo", "cli")
+SEEDS = ("train", "heads", "demo", "bench", "cli")
 GLOBAL_SEEDS = ("torch.manual_seed", "torch.cuda.manual_seed_all", "torch.seed", "set_seed", "seed_everything")
 PRIVATE_GENERATORS = ("random.Random", "np.random.default_rng", "np.random.Generator")
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "cloudpickle", "marshal"}
@@ -57,6 +58,7 @@ LAYERS: dict[str, Layer] = {
     "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),
     "reproduce": Layer(("reproduce",), ("errors", "ground", "methods", "tasks", "train", "heads", "compare", "report")),
     "demo": Layer(("demo",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
+    "bench": Layer(("bench",), (*LIBRARY, "tasks", "models", "train")),
     "cli": Layer(
         ("cli", "__main__", "commands"),
         (
@@ -71,6 +73,7 @@ LAYERS: dict[str, Layer] = {
             "report",
             "reproduce",
             "demo",
+            "bench",
         ),
     ),
 }
