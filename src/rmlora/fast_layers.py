@@ -6,7 +6,7 @@ so that switching adapters off, merging, evaluation, and hooks that others add s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import Linear
@@ -66,8 +66,8 @@ class FastPath:
             adapter.prepare()
 
     def _project(self, layer: Linear, base: nn.Module, x: Tensor) -> Tensor:
-        A, B = (module.weight for module in self.pair.factor_modules)
-        weight: Tensor = base.weight  # type: ignore[assignment]
+        A, B = self.pair.parameters
+        weight, bias = cast(Tensor, base.weight), cast("Tensor | None", base.bias)
         is_transposed = isinstance(base, Conv1D)
         dtype = _compute_dtype(weight, x)
         way: Way = "fused"
@@ -78,13 +78,13 @@ class FastPath:
             way = choose_way(x.numel() // max(d_in, 1), d_in, d_out, A.shape[0], learning)
         self.taken = way
         plan = Plan(float(layer.scaling[self.pair.adapter]), way, is_transposed, dtype)
-        return project(plan, x, weight, base.bias, A, B, *(gate.rows for gate in self.gates))  # type: ignore[arg-type]
+        return project(plan, x, weight, bias, A, B, *(gate.rows for gate in self.gates))
 
     def _correct(self, layer: Linear, base: nn.Module, x: Tensor) -> Tensor:
-        A, B = (module.weight for module in self.pair.factor_modules)
+        A, B = self.pair.parameters
         self.taken = "added"
         scale = float(layer.scaling[self.pair.adapter])
-        return correct(scale, base(x), x, A, B, *(gate.rows for gate in self.gates))  # type: ignore[arg-type]
+        return correct(scale, base(x), x, A, B, *(gate.rows for gate in self.gates))
 
 
 class FastLinear(Linear):  # type: ignore[misc]
@@ -111,7 +111,7 @@ def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate], x: Tensor) -> s
         return pair.variant
     if layer.training and not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0.0:
         return "lora_dropout draws for every entry of its input"
-    if type(A) is not GatedLinear or type(B) is not GatedLinear or B.bias is not None:
+    if any(type(module) is not GatedLinear or module.bias is not None for module in (A, B)):
         return "A or B is more than a matrix"
     if any(getattr(module, hooks) for module in (base, A, B) for hooks in _HOOKS):
         return "hooks on its inner modules"
@@ -119,18 +119,18 @@ def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate], x: Tensor) -> s
         return "its frozen weight is trained too"
     if any(gate.kept is not None and gate.rows is None for gate in gates):
         return "its neighbours keep another number of directions"
-    return _why_not_numbers(base, A.weight, x)
+    return _why_not_numbers(base, pair.parameters[0], x)
 
 
 def _why_not_numbers(base: nn.Module, A: Tensor, x: Tensor) -> str | None:
     if not torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
             return "torch.func transforms"
-        if torch.nn.modules.module._has_any_global_hook():
+        if torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
             return "hooks on all modules"
     if not x.is_floating_point():
         return f"its input is {x.dtype}"
-    dtype = _compute_dtype(base.weight, x) if _is_plain(base) else x.dtype  # type: ignore[arg-type]
+    dtype = _compute_dtype(cast(Tensor, base.weight), x) if _is_plain(base) else x.dtype
     if A.dtype not in (dtype, torch.float32) or (x.dtype != dtype and torch.float64 in (x.dtype, A.dtype)):
         return f"its factors are {A.dtype} and its products {dtype}"
     return None
@@ -142,7 +142,7 @@ def _compute_dtype(weight: Tensor, x: Tensor) -> torch.dtype:
 
 
 def _is_plain(base: nn.Module) -> bool:
-    return type(base) in (nn.Linear, Conv1D) and type(base.weight.data) is Tensor
+    return type(base) in (nn.Linear, Conv1D) and type(base.weight) in (nn.Parameter, Tensor)
 
 
 def can_be_fast(pair: Pair) -> bool:

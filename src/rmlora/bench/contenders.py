@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ def make_contender(name: str, base: nn.Module, settings: BenchSettings) -> Conte
     handle, spans = None, None
     if name != "peft":
         method = rm_lora(settings.weight, settings.directions)
-        handle = attach(adapted, method, **_path(fast=name == "rmlora"))
+        handle = attach(adapted, method, fast=name == "rmlora")
         ignore_steps(handle._binding)
         spans = _watch_hooks(handle, settings.device)
     learning = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
@@ -113,12 +112,6 @@ def _adapt(model: nn.Module, settings: BenchSettings) -> nn.Module:
         torch.manual_seed(0)
         adapted: nn.Module = get_peft_model(model, config)
     return adapted.train()
-
-
-def _path(fast: bool) -> dict[str, Any]:
-    """Choose between the fast and the reference path."""
-    # To be `return {"fast": fast}`, or a plain argument, as soon as `attach` knows it.
-    return {"fast": fast} if "fast" in inspect.signature(attach).parameters else {}
 
 
 def _watch_hooks(handle: Attached, device: str) -> Spans:

@@ -45,7 +45,7 @@ class _Correction(torch.autograd.Function):
     """Forward and backward of `correct`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         scale: float,
         output: Tensor,
@@ -63,7 +63,7 @@ class _Correction(torch.autograd.Function):
         return y.view(output.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Compute gradients of the base's output, of x, and of the kept directions."""
         x, A, B, rows, columns, inner = ctx.saved_tensors
         _, needs_output, needs_x, needs_A, needs_B, _, _ = ctx.needs_input_grad

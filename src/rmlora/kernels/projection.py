@@ -78,7 +78,7 @@ class _Projection(torch.autograd.Function):
     """Forward and backward of `project`, all tensors in the plan's dtype."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         plan: Plan,
         x: Tensor,
@@ -101,7 +101,7 @@ class _Projection(torch.autograd.Function):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Compute gradients of x, the bias, and the kept directions of A and B."""
         x, weight, A, B, rows, columns, inner = ctx.saved_tensors
         _, needs_x, _, needs_bias, needs_A, needs_B, _, _ = ctx.needs_input_grad
