@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rmlora.attach import Attached, attach
 from rmlora.config import RunConfig
+from rmlora.errors import ConfigError
 from rmlora.methods import METHODS
 
 NAME = "classifier"
@@ -87,6 +88,7 @@ def make_layer(config: RunConfig, d_in: int, outputs: int) -> Layer:
 
     Raises:
         MethodError: the method does not suit the layer, such as more directions than r.
+        ConfigError: PEFT refuses the settings.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -109,5 +111,8 @@ def make_layer(config: RunConfig, d_in: int, outputs: int) -> Layer:
         target_modules=[NAME],
         bias="lora_only",
     )
-    model = get_peft_model(head, adapter)
+    try:
+        model = get_peft_model(head, adapter)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"PEFT refuses the lora settings: {' '.join(str(error).split())[:300]}") from error
     return Layer(model, W0, attach(model, transform, seed=config.training.seed))
