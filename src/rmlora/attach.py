@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from rmlora.binding import Binding
 from rmlora.combine import chain
 from rmlora.errors import AttachError
 from rmlora.live import FORWARD_HOOKS
-from rmlora.pairs import Pair, adapters_of, find_pairs
+from rmlora.pairs import Kept, Pair, adapters_of, find_pairs
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.saving import FoldedDelta, warn_if_idle, watch_saving
 from rmlora.transform import Transform
@@ -92,14 +93,21 @@ class Attached:
             if pair not in self._binding.gates
         }
 
+    def masks(self) -> list[tuple[Pair, Kept]]:
+        """Return the pairs of which not all directions learn at the coming step, with a copy of their masks `(r,)`."""
+        masks = zip(self._binding.stacks, self._binding.learning(), strict=True)
+        return [
+            (pair, Kept(mask.A[row].clone(), mask.B[row].clone()))
+            for stack, mask in masks
+            if mask is not None
+            for row, pair in enumerate(stack.pairs)
+        ]
+
     def kept(self) -> dict[str, tuple[list[int], list[int]]]:
         """Return, for each module, which rows of A and which columns of B learn at the coming step."""
-        kept: dict[str, tuple[list[int], list[int]]] = {}
-        for stack, mask in zip(self._binding.stacks, self._binding.learning(), strict=True):
-            for row, pair in enumerate(stack.pairs):
-                sides = [torch.ones(pair.r)] * 2 if mask is None else [mask.A[row], mask.B[row]]
-                A, B = (side.nonzero().flatten().tolist() for side in sides)
-                kept[pair.name] = (A, B)
+        kept = {pair.name: (list(range(pair.r)), list(range(pair.r))) for pair in self._binding.pairs}
+        for pair, mask in self.masks():
+            kept[pair.name] = (mask.A.nonzero().flatten().tolist(), mask.B.nonzero().flatten().tolist())
         return kept
 
     @torch.no_grad()
@@ -257,7 +265,8 @@ def attach(
     elif "fold" in method.hooks():
         wrapped += [FoldedDelta(pair, binding) for pair in pairs]
     if method.hooks() & FORWARD_HOOKS:
-        wrapped.append(_Hook(model.register_forward_pre_hook(binding.count_forward)))
+        hook = model.register_forward_pre_hook(binding.count_forward)
+        wrapped.append(SimpleNamespace(restore=hook.remove))  # taken back as the other wrappers are
     if optimizer is not None:
         binding.bind(optimizer)
     return Attached(model, binding, wrapped)
@@ -287,13 +296,3 @@ def bindings_of(layer: nn.Module) -> dict[str, Binding]:
     for adapter in [name for name in bindings if name not in adapters_of(layer)]:
         bindings.pop(adapter).release()
     return bindings
-
-
-class _Hook:
-    """A hook's handle that is taken back as the other wrappers are."""
-
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-
-    def restore(self) -> None:
-        self.handle.remove()

@@ -92,8 +92,10 @@ class LiveAdapter:
                 self._show_mask(stack, self.kept[i])
 
     def learning(self) -> tuple[Kept | None, ...]:
-        """Which directions the coming step will change, per stack."""
+        """Which directions the coming step will change, per stack; the masks themselves are rewritten after it."""
         self._regroup()
+        if self.method.learns_what_is_kept:
+            return tuple(self.kept)
         return self.method.learning(self.state, self.stacks, self.context())
 
     def context(self) -> Context:

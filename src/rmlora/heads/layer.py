@@ -56,6 +56,11 @@ class Layer:
         layer = self.model.base_model.model.classifier.get_base_layer() if self.handle else self.model.classifier
         return layer  # type: ignore[no-any-return]
 
+    def bind(self, optimizer: torch.optim.Optimizer) -> None:
+        """Say what trains it, which spares the method a search through all objects of the process."""
+        if self.handle is not None:
+            self.handle.bind(optimizer)
+
     @torch.no_grad()
     def update(self) -> tuple[Tensor, Tensor, float]:
         """Return what was learnt as factors A `(r, d_in)`, B `(outputs, r)` and s, with dW = s B A.

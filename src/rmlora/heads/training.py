@@ -162,7 +162,7 @@ def _train(run: HeadRun, layer: Layer, console: Console) -> tuple[list[Row], Ten
         say(console, epoch_line(row, run.metric, training.epochs))
         last[:] = [outputs.cpu()]
 
-    fit(layer.model, train, training, record, around_step=_watching(updates))
+    fit(layer.model, train, training, record, around_step=_watching(updates), made=layer.bind)
     return rows, last[0]
 
 
