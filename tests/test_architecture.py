@@ -35,19 +35,34 @@ class Layer:
     sees: tuple[str, ...]
 
 
-LIBRARY = ("errors", "ground", "contract", "links", "methods", "engine", "attach", "sugar")
+LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "sugar")
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
     "ground": Layer(("files", "schedules", "draws", "leaves", "pairs"), ("errors",)),
     "contract": Layer(("transform", "combine", "restrict"), ("errors", "ground")),
     "links": Layer(("transforms",), ("errors", "ground", "contract")),
     "methods": Layer(("methods",), ("errors", "ground", "contract", "links")),
+    "kernels": Layer(("kernels",), ("errors",)),
     "engine": Layer(
-        ("optimizers", "step_hooks", "gates", "live", "active", "one_step", "binding", "saving"),
-        ("errors", "ground", "contract"),
+        (
+            "optimizers",
+            "step_hooks",
+            "gates",
+            "kept_rows",
+            "fast_layers",
+            "live",
+            "active",
+            "one_step",
+            "binding",
+            "bound_layers",
+            "saving",
+        ),
+        ("errors", "ground", "contract", "kernels"),
     ),
     "analysis": Layer(("analysis",), ("errors", "ground")),
-    "attach": Layer(("attach", "prune_export", "triplets"), ("errors", "ground", "contract", "engine", "analysis")),
+    "attach": Layer(
+        ("attach", "handle", "prune_export", "triplets"), ("errors", "ground", "contract", "engine", "analysis")
+    ),
     "sugar": Layer(("peft_config",), ("errors", "ground", "contract", "methods", "engine", "attach")),
     "package": Layer(("",), LIBRARY),
     "tasks": Layer(("tasks", "config", "config_source"), ("errors", "ground")),

@@ -7,9 +7,10 @@ Nothing else in the training code changes, and the adapter it leaves is plain Lo
 """
 
 from rmlora import schedules
-from rmlora.attach import Attached, attach, attached
+from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
+from rmlora.handle import Attached
 from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned

@@ -2,201 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from rmlora.analysis.gram import gram_columns, gram_rows, residual
 from rmlora.binding import Binding
+from rmlora.bound_layers import bindings_of, remember
 from rmlora.combine import chain
 from rmlora.errors import AttachError
+from rmlora.handle import Attached
 from rmlora.live import FORWARD_HOOKS
-from rmlora.pairs import Pair, adapters_of, find_pairs
-from rmlora.prune_export import PrunedAdapter, export_pruned
-from rmlora.saving import FoldedDelta, warn_if_idle, watch_saving
+from rmlora.pairs import find_pairs
+from rmlora.saving import FoldedDelta, watch_saving
 from rmlora.transform import Transform
 from rmlora.triplets import LoadTriplets, SaveTriplets, drive_models, suited
-
-_BINDINGS = "rmlora_bindings"
-"""Attribute of a PEFT layer: its bindings by adapter name, so that they live, copy and die with the model."""
-
-
-class Attached:
-    """What `attach` returns: a view of the method at work, and the way to end it.
-
-    The method lives with the model, not with this handle: dropping the handle changes nothing. As a context manager it
-    detaches at the end.
-    """
-
-    def __init__(self, model: nn.Module, binding: Binding, wrapped: Iterable[Any] = ()) -> None:
-        self._model = model
-        self._binding = binding
-        self._wrapped = list(wrapped)
-
-    def __len__(self) -> int:
-        return len(self._binding.pairs)
-
-    def __enter__(self) -> Attached:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.is_attached:
-            self.detach()
-
-    def __repr__(self) -> str:
-        return f"Attached({len(self)} pairs, adapter={self.adapter!r}, step={self.step}, method={self.method!r})"
-
-    @property
-    def method(self) -> Transform:
-        """The method, as a chain."""
-        return self._binding.method
-
-    @property
-    def adapter(self) -> str:
-        """The adapter's name."""
-        return self._binding.adapter
-
-    @property
-    def pairs(self) -> tuple[Pair, ...]:
-        """The factor pairs it acts on."""
-        return tuple(self._binding.pairs)
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps completed."""
-        return self._binding.step
-
-    @property
-    def num_learnt(self) -> int:
-        """Entries that the method trains beside the model's parameters: SoRA's gates."""
-        return sum(
-            value.numel() for tensors in self._binding.state for value in tensors.values() if value.requires_grad
-        )
-
-    @property
-    def is_attached(self) -> bool:
-        """False after `detach`."""
-        return any(bindings_of(pair.layer).get(self.adapter) is self._binding for pair in self._binding.pairs)
-
-    @property
-    def late(self) -> dict[str, str]:
-        """Modules whose mask acts at the optimizer step instead of during backward, with the reason."""
-        return {
-            pair.name: f"{type(pair.layer).__name__} does not call modules for A and B"
-            for pair in self._binding.pairs
-            if pair not in self._binding.gates
-        }
-
-    def paths(self) -> dict[str, str]:
-        """Return how each module was last computed.
-
-        Returns:
-            by name: "fused", "merged" or "added" on the fast path (see `rmlora.kernels`); "reference: WHY" where PEFT's
-            own forward ran; "not called yet".
-        """
-        return {pair.name: self._binding.path_of(pair) for pair in self._binding.pairs}
-
-    def kept(self) -> dict[str, tuple[list[int], list[int]]]:
-        """Return, for each module, which rows of A and which columns of B learn at the coming step."""
-        kept: dict[str, tuple[list[int], list[int]]] = {}
-        for stack, mask in zip(self._binding.stacks, self._binding.learning(), strict=True):
-            for row, pair in enumerate(stack.pairs):
-                sides = [torch.ones(pair.r)] * 2 if mask is None else [mask.A[row], mask.B[row]]
-                A, B = (side.nonzero().flatten().tolist() for side in sides)
-                kept[pair.name] = (A, B)
-        return kept
-
-    @torch.no_grad()
-    def metrics(self) -> dict[str, Any]:
-        """Return penalty, Gram residuals and kept directions, summed and per module.
-
-        Returns:
-            `penalty`: Eq. 10 without its weight, `||A A^T - I||_F^2 + ||B^T B - I||_F^2`; `residual_A` and
-            `residual_B`: its two parts; `overlap_A` and `overlap_B`: the off-diagonal share of each; `kept`: number
-            of directions that learn at the coming step, of `r`; and what the links report of themselves (SoRA: `open`
-            gates, and `silent`, 1 for a module without any). All summed over modules; `modules` holds the same by
-            name, and `step` the optimizer steps so far.
-        """
-        kept = self.kept()
-        modules: dict[str, dict[str, float]] = {}
-        for stack, reported in zip(self._binding.stacks, self._binding.report(), strict=True):
-            now = stack.renew()
-            own = {key: value.tolist() for key, value in reported.items()}
-            A, B = residual(gram_rows(now.A)), residual(gram_columns(now.B))
-            columns = [A.total + B.total, A.total, B.total, A.overlap, B.overlap]
-            for row, (pair, values) in enumerate(zip(stack.pairs, torch.stack(columns, dim=1).tolist(), strict=True)):
-                names = ("penalty", "residual_A", "residual_B", "overlap_A", "overlap_B")
-                modules[pair.name] = dict(zip(names, values, strict=True))
-                modules[pair.name] |= {"kept": len(kept[pair.name][0]), "r": pair.r}
-                modules[pair.name] |= {key: value[row] for key, value in own.items()}
-        ordered = {pair.name: modules[pair.name] for pair in self._binding.pairs}
-        keys = dict.fromkeys(key for values in ordered.values() for key in values)
-        totals = {key: sum(values.get(key, 0) for values in ordered.values()) for key in keys}
-        return {"step": self.step, **totals, "modules": ordered}
-
-    def bind(self, optimizer: Optimizer) -> None:
-        """Say which optimizer trains the adapter from now on, and take over the step its state carries.
-
-        Needed only where it cannot be found alone: see `optimizer` of `attach`.
-
-        Raises:
-            AttachError: it holds none of the adapter's factors.
-            StateError: its checkpoint was written with another seed.
-        """
-        self._binding.bind(optimizer)
-
-    def fold(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return factors (A `(r, d_in)`, B `(d_out, r)`) of plain LoRA with the same outputs, by module name.
-
-        Live tensors stay as they are. For RM-LoRA these are copies of the factors themselves.
-        """
-        folded: dict[str, tuple[Tensor, Tensor]] = {}
-        for stack, factors in zip(self._binding.stacks, self._binding.fold(), strict=True):
-            for row, pair in enumerate(stack.pairs):
-                folded[pair.name] = (factors.A[row].clone(), factors.B[row].clone())
-        return folded
-
-    def export(self, output: str | Path) -> PrunedAdapter:
-        """Save the adapter as plain LoRA without the directions that add nothing; see `export_pruned`.
-
-        Args:
-            output: a folder that does not exist yet, or is empty. It appears whole or not at all.
-
-        Raises:
-            AdapterError: `output` holds something already, or cannot be written.
-        """
-        with tempfile.TemporaryDirectory(prefix="rmlora-") as whole:
-            self._model.save_pretrained(whole, selected_adapters=[self.adapter])  # type: ignore[operator]
-            folder = Path(whole) if self.adapter == "default" else Path(whole) / self.adapter
-            return export_pruned(folder, output)
-
-    def detach(self) -> None:
-        """Fold into the live factors and leave a model that rmlora no longer touches.
-
-        Outputs stay the same; what the method carried in the optimizer's state stays there, unused. Warns if the
-        method never saw an optimizer step.
-
-        Raises:
-            AttachError: it was detached already.
-        """
-        if not self.is_attached:
-            raise AttachError("already detached; call rmlora.attach again to go on training by a method")
-        warn_if_idle(self._binding)
-        folded = self.fold() if "fold" in self.method.hooks() and self.method.adapts == "LORA" else {}
-        with torch.no_grad():
-            for pair in self._binding.pairs:
-                for parameter, value in zip(pair.parameters, folded.get(pair.name, ()), strict=False):
-                    parameter.copy_(value.view_as(parameter))
-        for wrapped in self._wrapped:
-            wrapped.restore()
-        for pair in self._binding.pairs:
-            getattr(pair.layer, _BINDINGS, {}).pop(self.adapter, None)
-        self._binding.release()
 
 
 def attach(
@@ -270,7 +92,8 @@ def attach(
     elif "fold" in method.hooks():
         wrapped += [FoldedDelta(pair, binding) for pair in pairs]
     if method.hooks() & FORWARD_HOOKS:
-        wrapped.append(_Hook(model.register_forward_pre_hook(binding.count_forward)))
+        hook = model.register_forward_pre_hook(binding.count_forward)
+        wrapped.append(SimpleNamespace(restore=hook.remove))  # taken back as the other wrappers are
     if optimizer is not None:
         binding.bind(optimizer)
     return Attached(model, binding, wrapped)
@@ -287,26 +110,3 @@ def attached(model: nn.Module) -> list[Attached]:
     """
     bindings = {id(binding): binding for module in model.modules() for binding in bindings_of(module).values()}
     return [Attached(model, binding) for binding in bindings.values()]
-
-
-def remember(pair: Pair, binding: Binding) -> None:
-    """Let the pair's layer hold the binding, so that it lives as long as the model."""
-    pair.layer.__dict__.setdefault(_BINDINGS, {})[pair.adapter] = binding
-
-
-def bindings_of(layer: nn.Module) -> dict[str, Binding]:
-    """Return a layer's bindings by adapter name; those whose adapter was deleted are forgotten here."""
-    bindings: dict[str, Binding] = getattr(layer, _BINDINGS, {})
-    for adapter in [name for name in bindings if name not in adapters_of(layer)]:
-        bindings.pop(adapter).release()
-    return bindings
-
-
-class _Hook:
-    """A hook's handle that is taken back as the other wrappers are."""
-
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-
-    def restore(self) -> None:
-        self.handle.remove()

@@ -150,12 +150,17 @@ def train(
     config = _configure(words or [], given, resume)
     from rich.console import Console
 
-    from rmlora import train as run
+    from rmlora import heads
+    from rmlora import train as whole
 
+    is_head = config.scope == "head"
     if dry_run:
-        run.dry_run(config, Console())
+        foretell = heads.dry_run_head if is_head else whole.dry_run
+        foretell(config, Console())
+    elif is_head:
+        heads.train_head(config, resume=resume, overwrite=overwrite, console=Console())
     else:
-        run.train(config, resume=resume, overwrite=overwrite, console=Console())
+        whole.train(config, resume=resume, overwrite=overwrite, console=Console())
 
 
 def _configure(words: list[str], flags: dict[str, Any], resume: bool) -> Any:

@@ -86,6 +86,11 @@ class Chain(Transform):
             kept = tuple(map(_both, kept, link.learning(self._part(state, index), pairs, ctx)))
         return kept
 
+    @property
+    def learns_what_is_kept(self) -> bool:
+        """Whether that is so of every link."""
+        return all(link.learns_what_is_kept for link in self.links)
+
     def grads(
         self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
     ) -> tuple[Sequence[Factors], State]:

@@ -80,9 +80,8 @@ def draw_directions(keys: Tensor, r: int, count: int, *counters: int) -> Tensor:
 
 
 def _multiply(x: Tensor, factor: int) -> Tensor:
-    # Two half-products, so that no intermediate exceeds 2^49 and int64 never overflows.
-    high = ((x * (factor >> 16)) & 0xFFFF) << 16
-    return (high + x * (factor & 0xFFFF)) & _WORD
+    # Two partial products, of which neither exceeds 2^48, so int64 never overflows; what the word drops is left out.
+    return torch.add(x * (factor & 0xFFFF), x & 0xFFFF, alpha=factor & 0xFFFF0000) & _WORD
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """PEFT's linear layers on the fast path where they can take it; everywhere else PEFT's own forward.
 
 Attaching swaps the class of `peft.tuners.lora.Linear` for a subclass with the same parameters. Each call decides anew,
-so that switching adapters off, merging, evaluation, and hooks that others add stay right.
+so that switching adapters off, merging, and hooks that others add stay right. Evaluation is PEFT's own forward, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any, cast
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from rmlora.gates import Gate, GatedLinear
 from rmlora.kernels.correction import correct
@@ -25,6 +25,9 @@ _FAST = "rmlora_fast"
 _MERGEABLE = (torch.float32, torch.float64)
 """Where adding s B A to a weight loses nothing that training could notice; bfloat16 loses most of an update."""
 
+_TRANSPOSED = "transformers.pytorch_utils.Conv1D"
+"""The linear layer whose weight is `(d_in, d_out)`; by name, because rmlora does not need transformers."""
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -34,25 +37,30 @@ class FastPath:
     Attributes:
         pair: the layer's pair.
         gates: the gates of A and B, which know what is kept.
-        taken: how the last call went: "fused", "merged" or "added"; "reference: WHY"; or "not called yet".
+        is_transposed: whether the frozen weight is `(d_in, d_out)`.
+        is_plain: whether the frozen module computes `x W0^T + b` and nothing else.
+        taken: how the last call in training went: "fused", "merged" or "added"; "reference: WHY"; or "not called yet".
     """
 
     def __init__(self, pair: Pair, gates: tuple[Gate, Gate]) -> None:
         self.pair = pair
         self.gates = gates
+        kind = type(pair.layer.get_base_layer())  # type: ignore[operator]
+        self.is_transposed = f"{kind.__module__}.{kind.__qualname__}" == _TRANSPOSED
+        self.is_plain = kind is nn.Linear or self.is_transposed
         self.taken = "not called yet"
 
     def __call__(self, layer: Linear, x: Tensor) -> Tensor | None:
         """Return the layer's output, or None where only PEFT's own forward gives it."""
         self._look_up(x)
-        why = why_not(layer, self.pair, self.gates, x)
+        base = layer.get_base_layer()
+        is_plain = self.is_plain and type(base.weight) in (nn.Parameter, Tensor)
+        dtype = _compute_dtype(base.weight, x) if is_plain else x.dtype
+        why = why_not(layer, self.pair, self.gates, x, dtype)
         if why is not None:
             self.taken = f"reference: {why}"
             return None
-        base = layer.get_base_layer()
-        if _is_plain(base):
-            return self._project(layer, base, x)
-        return self._correct(layer, base, x)
+        return self._project(layer, base, x, dtype) if is_plain else self._correct(layer, base, x)
 
     def _look_up(self, x: Tensor) -> None:
         """Make sure that masks are this step's and on this device, as the gates would."""
@@ -65,19 +73,17 @@ class FastPath:
         if rows is not None and rows.device != x.device:
             adapter.prepare()
 
-    def _project(self, layer: Linear, base: nn.Module, x: Tensor) -> Tensor:
+    def _project(self, layer: Linear, base: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
         A, B = self.pair.parameters
         weight, bias = cast(Tensor, base.weight), cast("Tensor | None", base.bias)
-        is_transposed = isinstance(base, Conv1D)
-        dtype = _compute_dtype(weight, x)
         way: Way = "fused"
         if dtype in _MERGEABLE and weight.dtype == A.dtype == dtype:
-            d_in, d_out = weight.shape if is_transposed else weight.shape[::-1]
+            d_in, d_out = weight.shape if self.is_transposed else weight.shape[::-1]
             rows = self.gates[0].rows
             learning = (A.shape[0] if rows is None else rows.shape[0]) if torch.is_grad_enabled() else 0
             way = choose_way(x.numel() // max(d_in, 1), d_in, d_out, A.shape[0], learning)
         self.taken = way
-        plan = Plan(float(layer.scaling[self.pair.adapter]), way, is_transposed, dtype)
+        plan = Plan(float(layer.scaling[self.pair.adapter]), way, self.is_transposed, dtype)
         return project(plan, x, weight, bias, A, B, *(gate.rows for gate in self.gates))
 
     def _correct(self, layer: Linear, base: nn.Module, x: Tensor) -> Tensor:
@@ -92,13 +98,15 @@ class FastLinear(Linear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute what the parent computes."""
+        if not self.training:
+            return cast(Tensor, super().forward(x, *args, **kwargs))
         active = self.active_adapters
         path: FastPath | None = getattr(self, _FAST).get(active[0]) if len(active) == 1 else None
         y = path(self, x) if path is not None and not args and not kwargs else None
-        return super().forward(x, *args, **kwargs) if y is None else y
+        return cast(Tensor, super().forward(x, *args, **kwargs)) if y is None else y
 
 
-def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate], x: Tensor) -> str | None:
+def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate], x: Tensor, dtype: torch.dtype) -> str | None:
     """Say why a call has to take PEFT's own forward; None if it does not."""
     base = layer.get_base_layer()
     A, B = pair.factor_modules
@@ -119,10 +127,10 @@ def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate], x: Tensor) -> s
         return "its frozen weight is trained too"
     if any(gate.kept is not None and gate.rows is None for gate in gates):
         return "its neighbours keep another number of directions"
-    return _why_not_numbers(base, pair.parameters[0], x)
+    return _why_not_numbers(pair.parameters[0], x, dtype)
 
 
-def _why_not_numbers(base: nn.Module, A: Tensor, x: Tensor) -> str | None:
+def _why_not_numbers(A: Tensor, x: Tensor, dtype: torch.dtype) -> str | None:
     if not torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
             return "torch.func transforms"
@@ -130,7 +138,6 @@ def _why_not_numbers(base: nn.Module, A: Tensor, x: Tensor) -> str | None:
             return "hooks on all modules"
     if not x.is_floating_point():
         return f"its input is {x.dtype}"
-    dtype = _compute_dtype(cast(Tensor, base.weight), x) if _is_plain(base) else x.dtype
     if A.dtype not in (dtype, torch.float32) or (x.dtype != dtype and torch.float64 in (x.dtype, A.dtype)):
         return f"its factors are {A.dtype} and its products {dtype}"
     return None
@@ -139,10 +146,6 @@ def _why_not_numbers(base: nn.Module, A: Tensor, x: Tensor) -> str | None:
 def _compute_dtype(weight: Tensor, x: Tensor) -> torch.dtype:
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-
-
-def _is_plain(base: nn.Module) -> bool:
-    return type(base) in (nn.Linear, Conv1D) and type(base.weight) in (nn.Parameter, Tensor)
 
 
 def can_be_fast(pair: Pair) -> bool:

@@ -115,8 +115,10 @@ class LiveAdapter:
         return f"reference: {type(pair.layer).__name__} has no fast form"
 
     def learning(self) -> tuple[Kept | None, ...]:
-        """Which directions the coming step will change, per stack."""
+        """Which directions the coming step will change, per stack; the masks themselves are rewritten after it."""
         self._regroup()
+        if self.method.learns_what_is_kept:
+            return tuple(self.kept)
         return self.method.learning(self.state, self.stacks, self.context())
 
     def context(self) -> Context:

@@ -14,8 +14,8 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from torch import nn
 
-from rmlora.attach import remember
 from rmlora.binding import Binding
+from rmlora.bound_layers import remember
 from rmlora.errors import AttachError, StateError
 from rmlora.files import write_text
 from rmlora.methods import rm_lora

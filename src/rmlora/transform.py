@@ -154,6 +154,11 @@ class Transform:
         """Return which directions the step will change, whether masked during backward (`keep`) or later."""
         return self.keep(state, pairs, ctx)
 
+    @property
+    def learns_what_is_kept(self) -> bool:
+        """Whether `learning` is what `keep` returned, so that it need not be drawn twice."""
+        return type(self).learning is Transform.learning
+
     def report(self, state: State, pairs: Sequence[Stack]) -> Sequence[dict[str, Tensor]]:
         """Return numbers `(n,)` by name, per stack, that `handle.metrics()` shows; nothing by default."""
         return tuple({} for _ in pairs)

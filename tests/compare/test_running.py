@@ -218,8 +218,10 @@ def test_head_mode_is_given_to_the_heads(told: Told, monkeypatch: pytest.MonkeyP
 
     seen = []
 
-    def train_head(config: Any, folder: Path) -> dict[str, Any]:
+    def train_head(config: Any, **told: Any) -> dict[str, Any]:
+        folder = Path(config.output)
         seen.append((config.scope, folder.name))
+        assert told["resume"]
         epoch = {"epoch": 1, "step": 1, "eval_accuracy": 0.5}
         result = {"metric": "accuracy", "best": epoch, "last": epoch, "seconds": 0.1}
         (folder / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")

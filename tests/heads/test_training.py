@@ -128,7 +128,12 @@ def test_inspect_reads_the_adapter_and_finds_the_recorded_ranks(configure: Confi
     (module,) = inspect_adapter(tmp_path).modules
     assert module.name.endswith("classifier")
     assert list(module.singular_values) == pytest.approx(result["spectra"]["classifier"], rel=1e-4)
-    assert sorted(result["files"]) == ["adapter_config.json", "adapter_model.safetensors", "head.safetensors"]
+    assert sorted(result["files"]) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "frozen.safetensors",
+        "head.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,34 @@ def test_more_directions_than_r_names_the_module_and_leaves_the_model_alone():
         rmlora.attach(model, rmlora.rm_lora(directions=5))
     assert type(model.base_model.model[0].lora_A["default"]) is torch.nn.Linear
     assert rmlora.attached(model) == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        rmlora.rm_lora(1e-2, 3),
+        rmlora.rm_lora(1e-2, 3, act_in="step"),
+        rmlora.rm_lora(1e-2, 3, sharing="independent"),
+        rmlora.only("^0$", rmlora.gm_lora(3)),
+        rmlora.lora(),
+    ],
+    ids=["backward", "step", "independent", "only", "plain"],
+)
+def test_the_masks_that_are_told_are_those_a_fresh_draw_gives(method):
+    model = toys.make_model()
+    handle = rmlora.attach(model, method)
+    optimizer = toys.make_optimizer(model)
+    for step in range(3):
+        binding = handle._binding
+        fresh = rmlora.chain(method).learning(binding.state, binding.stacks, binding.context())
+        both = [(stack, mask) for stack, mask in zip(binding.stacks, fresh, strict=True) if mask is not None]
+        drawn = {pair: (m.A[i], m.B[i]) for stack, m in both for i, pair in enumerate(stack.pairs)}
+        told = dict(handle.masks())
+        assert told.keys() == drawn.keys()
+        for pair, mask in told.items():
+            assert torch.equal(mask.A, drawn[pair][0])
+            assert torch.equal(mask.B, drawn[pair][1])
+            assert handle.kept()[pair.name][1] == mask.B.nonzero().flatten().tolist()
+        toys.compute_gradients(model, step)
+        optimizer.step()
+        optimizer.zero_grad()

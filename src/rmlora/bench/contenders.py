@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from rmlora.adapting import target_modules
-from rmlora.attach import Attached, attach
+from rmlora.attach import attach
 from rmlora.bench.base_model import share
 from rmlora.bench.clock import Spans
 from rmlora.bench.settings import BenchSettings
 from rmlora.config import LoraSettings
+from rmlora.handle import Attached
 from rmlora.methods import rm_lora
 from rmlora.modeling import Loaded
 from rmlora.step_hooks import ignore_steps, watch_steps

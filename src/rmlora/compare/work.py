@@ -103,13 +103,13 @@ def train_cell(cell: Cell, folder: Path, sources: Sources, console: Console) -> 
         sources: where examples and model come from.
         console: where the run speaks.
     """
-    if cell.config.scope == "head":
+    config = cell.config.model_copy(update={"output": str(folder)})
+    if config.scope == "head":
         from rmlora.heads import train_head
 
-        return train_head(cell.config.model_copy(update={"output": str(folder)}), folder)
+        return train_head(config, resume=True, console=console)
     from rmlora.train import train
 
-    config = cell.config.model_copy(update={"output": str(folder)})
     return train(config, resume=True, console=console, sources=sources)
 
 

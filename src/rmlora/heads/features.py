@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from rmlora.config import RunConfig
 from rmlora.errors import ConfigError
-from rmlora.heads.cache import cache_file, keep, recall
+from rmlora.heads.cache import cache_file, cache_folder, keep, recall
 from rmlora.modeling import check_model_name
 from rmlora.run.environment import hash_file
 from rmlora.tasks.data import Examples, TaskData
@@ -47,7 +48,22 @@ class Features:
     computed: bool
 
 
-def load_features(config: RunConfig, data: TaskData) -> Features:
+@dataclass(frozen=True)
+class FeatureSize:
+    """What can be said of features without computing them.
+
+    Attributes:
+        d: numbers per example.
+        backbone: parameters of the model that computes them, without a classification layer.
+        missing: examples whose features are not in the cache.
+    """
+
+    d: int
+    backbone: int
+    missing: int
+
+
+def load_features(config: RunConfig, data: TaskData, tell: Callable[[str], None] = lambda text: None) -> Features:
     """Return the features of both parts of the data.
 
     Each part has a file of its own, named by a hash of the model's files (or Hub commit), of the part's inputs and of
@@ -56,19 +72,19 @@ def load_features(config: RunConfig, data: TaskData) -> Features:
     Args:
         config: of the run.
         data: checked examples.
+        tell: told in a line what is computed, before it is.
 
     Raises:
         ConfigError: the model cannot be loaded, or has no such feature.
     """
-    check_model_name(config.model)
-    known = _settings(config)
     parts = (data.train, data.eval)
-    files = [cache_file(known | {"inputs": hash_inputs(part)}) for part in parts]
-    found = [recall(file, len(part)) for file, part in zip(files, parts, strict=True)]
+    files, found = _recall(config, parts)
     missing = [i for i, each in enumerate(found) if each is None]
     if missing:
         from rmlora.heads.backbone import compute_features
 
+        count = sum(len(parts[i]) for i in missing)
+        tell(f"Computing the features of {count} examples, once; they are kept in {cache_folder()}")
         tensors, backbone = compute_features(config, data, [parts[i] for i in missing])
         for i, tensor in zip(missing, tensors, strict=True):
             found[i] = (tensor, {"backbone": str(backbone)})
@@ -76,6 +92,29 @@ def load_features(config: RunConfig, data: TaskData) -> Features:
     train, held_out = (each[0] for each in found if each is not None)
     backbone = next(int(each[1]["backbone"]) for each in found if each is not None)
     return standardise(train, held_out, config.head.standardise, backbone, bool(missing))
+
+
+def size_features(config: RunConfig, data: TaskData) -> FeatureSize:
+    """Find out how large features are: from the cache, or from one example; nothing is written.
+
+    Args:
+        config: of the run.
+        data: checked examples.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or has no such feature.
+    """
+    parts = (data.train, data.eval)
+    _, found = _recall(config, parts)
+    missing = sum(len(part) for part, each in zip(parts, found, strict=True) if each is None)
+    known = next((each for each in found if each is not None), None)
+    if known is not None:
+        return FeatureSize(known[0].shape[1], int(known[1]["backbone"]), missing)
+    from rmlora.heads.backbone import compute_features
+
+    first = Examples(tuple(column[:1] for column in data.train.inputs), data.train.labels[:1])
+    (features,), backbone = compute_features(config, data, [first])
+    return FeatureSize(features.shape[1], backbone, missing)
 
 
 def standardise(train: Tensor, held_out: Tensor, wanted: bool, backbone: int, computed: bool) -> Features:
@@ -122,6 +161,16 @@ def hash_model(name: str, trust_remote_code: bool = False) -> Any:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f'cannot load the model of "{name}": {reason}') from error
     return {"name": name, "commit": getattr(known, "_commit_hash", None)}
+
+
+def _recall(
+    config: RunConfig, parts: Sequence[Examples]
+) -> tuple[list[Path], list[tuple[Tensor, dict[str, str]] | None]]:
+    """Each part's file in the cache, and what it holds, or None."""
+    check_model_name(config.model)
+    known = _settings(config)
+    files = [cache_file(known | {"inputs": hash_inputs(part)}) for part in parts]
+    return files, [recall(file, len(part)) for file, part in zip(files, parts, strict=True)]
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

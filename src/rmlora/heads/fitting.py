@@ -32,7 +32,7 @@ class Part:
 
     def take(self, indices: Tensor) -> Part:
         """Return some of it."""
-        return Part(self.features[indices], self.labels[indices])
+        return Part(self.features.index_select(0, indices), self.labels.index_select(0, indices))
 
 
 def batch_order(examples: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[Tensor]]:
@@ -61,6 +61,7 @@ def fit(
     training: TrainingConfig,
     after_epoch: Callable[[int, int, float], None],
     around_step: Callable[[], AbstractContextManager[None]] = nullcontext,
+    made: Callable[[torch.optim.Optimizer], None] = lambda optimizer: None,
 ) -> None:
     """Train what of a model is trainable, in place.
 
@@ -70,9 +71,11 @@ def fit(
         training: epochs, lr, batch_size, weight_decay, max_grad_norm, lr_scheduler, warmup_steps, seed.
         after_epoch: called with the epoch, the steps so far and the mean loss over the epoch's examples.
         around_step: a context in which each optimizer step is taken.
+        made: given the optimizer before the first step.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=float(training.lr or 0), weight_decay=training.weight_decay)
+    made(optimizer)
     epochs = list(batch_order(len(train), training.batch_size, training.epochs, training.seed))
     schedule = _schedule(optimizer, training, sum(map(len, epochs)))
     steps = 0

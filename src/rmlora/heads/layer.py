@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmlora.attach import Attached, attach
+from rmlora.attach import attach
 from rmlora.config import RunConfig
+from rmlora.errors import ConfigError
+from rmlora.handle import Attached
 from rmlora.methods import METHODS
 
 NAME = "classifier"
@@ -55,6 +57,11 @@ class Layer:
         layer = self.model.base_model.model.classifier.get_base_layer() if self.handle else self.model.classifier
         return layer  # type: ignore[no-any-return]
 
+    def bind(self, optimizer: torch.optim.Optimizer) -> None:
+        """Say what trains it, which spares the method a search through all objects of the process."""
+        if self.handle is not None:
+            self.handle.bind(optimizer)
+
     @torch.no_grad()
     def update(self) -> tuple[Tensor, Tensor, float]:
         """Return what was learnt as factors A `(r, d_in)`, B `(outputs, r)` and s, with dW = s B A.
@@ -87,6 +94,7 @@ def make_layer(config: RunConfig, d_in: int, outputs: int) -> Layer:
 
     Raises:
         MethodError: the method does not suit the layer, such as more directions than r.
+        ConfigError: PEFT refuses the settings.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -109,5 +117,8 @@ def make_layer(config: RunConfig, d_in: int, outputs: int) -> Layer:
         target_modules=[NAME],
         bias="lora_only",
     )
-    model = get_peft_model(head, adapter)
+    try:
+        model = get_peft_model(head, adapter)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"PEFT refuses the lora settings: {' '.join(str(error).split())[:300]}") from error
     return Layer(model, W0, attach(model, transform, seed=config.training.seed))

@@ -13,82 +13,45 @@ from torch import Tensor
 
 from rmlora.config import RunConfig, Task
 from rmlora.files import write_bytes
+from rmlora.heads.counting import count_parameters
 from rmlora.heads.features import Features, hash_model
 from rmlora.heads.layer import Layer
 from rmlora.heads.measures import spectrum
-from rmlora.methods import METHODS
-from rmlora.run.choice import describe_links
+from rmlora.heads.plan import HeadRun
 from rmlora.run.environment import describe_environment
 from rmlora.run.folder import RunFolder
 from rmlora.run.record import best_row
 from rmlora.tasks.data import TaskData
 from rmlora.tasks.predictions import answers
 
-HEAD = "head.safetensors"
+HEAD, FROZEN = "head.safetensors", "frozen.safetensors"
 
 
 def summarise(
-    config: RunConfig,
-    data: TaskData,
-    layer: Layer,
-    rows: Sequence[dict[str, Any]],
-    metric: str,
-    features: Features,
-    seconds: float,
-    files: Sequence[str],
+    run: HeadRun, layer: Layer, rows: Sequence[dict[str, Any]], seconds: float, files: Sequence[str]
 ) -> dict[str, Any]:
     """Put a finished run into one record: best epoch, last epoch, and what they are to be seen against."""
-    method = METHODS[config.method]
+    config, data = run.config, run.data
     return {
         "model": config.model,
         "scope": "head",
         "method": config.method,
         "method_args": config.method_args,
-        "links": describe_links(method.build(**config.method_args)),
+        "links": run.links,
         "task": config.task,
         "seed": config.training.seed,
-        "metric": metric,
-        "best": best_row(rows, metric),
+        "metric": run.metric,
+        "best": best_row(rows, run.metric),
         "last": rows[-1],
         "saved": "last",
         "majority": data.majority,
         "examples": {"train": len(data.train), "eval": len(data.eval)},
-        "parameters": count_parameters(layer, features.backbone),
+        "parameters": count_parameters(layer, run.features.backbone),
         "spectra": {"classifier": [round(value, 7) for value in spectrum(layer).tolist()]},
-        "features": {"size": features.train.shape[1], "computed": features.computed},
+        "features": {"size": run.features.train.shape[1], "computed": run.features.computed},
         "steps": rows[-1]["step"],
         "seconds": round(seconds, 2),
         "files": list(files),
-    }
-
-
-def count_parameters(layer: Layer, backbone: int) -> dict[str, int]:
-    """Count parameters by role: `head` is the bias, `base` the weight where it is trained itself.
-
-    Args:
-        layer: trained.
-        backbone: parameters of the frozen model in front of it.
-
-    Returns:
-        adapter, head, base, trainable (T), frozen; inference_adapter, entries of the directions left, those with an
-        all-zero row of A or column of B not counted, and inference (I), these and whatever else was trained.
-    """
-    outputs, d_in = layer.W0.shape
-    adapter = 0
-    if layer.handle is not None:
-        factors = sum(p.numel() for pair in layer.handle.pairs for p in pair.parameters)
-        adapter = factors + layer.handle.num_learnt  # gates
-    base = 0 if layer.handle else outputs * d_in
-    A, B, _ = layer.update()
-    used = int((A.ne(0).any(1) & B.ne(0).any(0)).sum()) * (outputs + d_in) if layer.handle else 0
-    return {
-        "adapter": adapter,
-        "head": outputs,
-        "base": base,
-        "trainable": adapter + base + outputs,
-        "inference_adapter": used,
-        "inference": used + base + outputs,
-        "frozen": backbone + (outputs * d_in if layer.handle else 0),
     }
 
 
@@ -120,12 +83,16 @@ def write_head(folder: Path, layer: Layer, features: Features) -> None:
     write_bytes(folder / HEAD, save(tensors, metadata={"format": "pt"}))
 
 
-def write_adapter(folder: Path, layer: Layer) -> list[str]:
-    """Write the adapter as PEFT saves it, so that `rmlora inspect` reads it; nothing where there is none.
+def write_adapter(folder: Path, layer: Layer, features: Features) -> list[str]:
+    """Write the adapter as PEFT saves it, and what it is an adapter of; nothing where there is none.
+
+    frozen.safetensors holds W0 (`weight`) and what the layer's inputs were standardised by (`shift`, `spread`).
 
     Returns:
         Names of the files.
     """
+    from safetensors.torch import save
+
     if layer.handle is None:
         return []
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as temporary:
@@ -133,7 +100,9 @@ def write_adapter(folder: Path, layer: Layer) -> list[str]:
         names = sorted(file.name for file in Path(temporary).iterdir() if file.name.startswith("adapter_"))
         for name in names:
             os.replace(Path(temporary) / name, folder / name)
-    return names
+    frozen = {"weight": layer.W0.cpu().contiguous(), "shift": features.shift, "spread": features.spread}
+    write_bytes(folder / FROZEN, save(frozen, metadata={"format": "pt"}))
+    return [*names, FROZEN]
 
 
 def describe_run(config: RunConfig, data: TaskData) -> dict[str, Any]:

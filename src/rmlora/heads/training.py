@@ -6,59 +6,48 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from rmlora.config import RunConfig
 from rmlora.config_source import dump
-from rmlora.files import check_writable, write_text
-from rmlora.heads.features import Features, load_features
+from rmlora.files import write_text
+from rmlora.heads.card import WHAT, describe_usage
 from rmlora.heads.fitting import Part, fit, make_part, task_loss
-from rmlora.heads.layer import Layer, make_layer
+from rmlora.heads.layer import Layer
 from rmlora.heads.measures import measure_update
 from rmlora.heads.outcome import HEAD, describe_run, summarise, write_adapter, write_head, write_predictions
+from rmlora.heads.plan import HeadRun, foresee, prepare
 from rmlora.heads.settings import complete_head
-from rmlora.run.choice import choose_method
-from rmlora.run.folder import RunFolder
+from rmlora.run.card import write_card
+from rmlora.run.curves import plot_curves
+from rmlora.run.environment import continue_environment
+from rmlora.run.folder import RunFolder, check_folder, open_folder
 from rmlora.run.masked_updates import MaskedUpdates
+from rmlora.run.plan import Described
+from rmlora.run.progress import epoch_line
 from rmlora.run.record import Row, make_row, refuse_nan
+from rmlora.run.show import show_header, show_plan, show_result
 from rmlora.run.trainer import quieten
+from rmlora.run.wording import say
 from rmlora.tasks.calibration import expected_calibration_error
-from rmlora.tasks.data import TaskData, load_data
 from rmlora.tasks.encode import head_of
-from rmlora.tasks.metrics import choose_metric, measure
+from rmlora.tasks.metrics import measure
 
 
-@dataclass(frozen=True, eq=False)
-class HeadRun:
-    """A run, ready to start.
-
-    Attributes:
-        config: complete.
-        data: examples, checked.
-        features: what the layer reads.
-        metric: decides the best epoch.
-        device: where the layer is trained.
-    """
-
-    config: RunConfig
-    data: TaskData
-    features: Features
-    metric: str
-    device: torch.device
-
-    @property
-    def outputs(self) -> int:
-        """Classes, or 1 for a regression."""
-        return 1 if self.data.classes is None else len(self.data.classes)
-
-
-def train_head(config: RunConfig, folder: Path) -> dict[str, Any]:
+def train_head(
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
     """Adapt the classification layer alone, on features of the frozen backbone, and write the run's folder.
 
     The same layer would come out of passing every batch through the backbone, dropout off, in every epoch: the
@@ -67,7 +56,11 @@ def train_head(config: RunConfig, folder: Path) -> dict[str, Any]:
 
     Args:
         config: with `scope: head`; W0 and the kind of features are in its section `head`.
-        folder: made if missing; files of a run that lie there are replaced, others left alone.
+        folder: where it is written, instead of the configuration's `output`.
+        resume: do nothing if the run in the folder is finished; else start it anew, which takes seconds and gives
+            what the interrupted run would have given, bit for bit, or is refused if model or data have changed.
+        overwrite: replace a run that is in the folder.
+        console: where to say what happens; None says nothing.
 
     Returns:
         What result.json holds.
@@ -75,51 +68,75 @@ def train_head(config: RunConfig, folder: Path) -> dict[str, Any]:
     Raises:
         RmloraError: something in the configuration, data, model or folder is wrong, or training diverged.
     """
-    run = prepare(config)
-    check_writable(folder)
-    place = RunFolder(folder)
-    for old in (place.result, place.metrics, place.predictions):
-        old.unlink(missing_ok=True)
+    console = console or Console(quiet=True)
+    restore = quieten()
+    try:
+        config = complete_head(config if folder is None else config.model_copy(update={"output": str(folder)}))
+        place = RunFolder(Path(str(config.output)))
+        if check_folder(place, config, resume, overwrite):
+            say(console, f"The run in {place.path} is finished; nothing to do.")
+            return dict(json.loads(place.result.read_text(encoding="utf-8")))
+        run = prepare(config, lambda text: say(console, text))
+        show_header(console, run)
+        environment = describe_run(run.config, run.data)
+        if resume:
+            _refuse_changes(place, environment)
+            say(console, "Going on from the beginning: a run of the layer alone keeps no checkpoint.")
+        open_folder(place, None, overwrite)
+        return _run(run, place, environment, console)
+    finally:
+        restore()
+
+
+def dry_run_head(config: RunConfig, console: Console) -> Described:
+    """Say what `train_head` would do, having read the data and run the model on one example at most; write nothing.
+
+    Args:
+        config: as for `train_head`.
+        console: where to say it.
+
+    Raises:
+        RmloraError: as for `train_head`.
+    """
+    restore = quieten()
+    try:
+        told, size = foresee(config)
+    finally:
+        restore()
+    where = f"{size.missing} examples to be computed" if size.missing else "in the cache"
+    reads = f"The classification layer reads {size.d} features per example: {where}"
+    show_plan(console, told, [reads])
+    return told
+
+
+def _run(run: HeadRun, place: RunFolder, environment: dict[str, Any], console: Console) -> dict[str, Any]:
     begun = time.monotonic()
     write_text(place.config, dump(run.config))
-    write_text(place.environment, json.dumps(describe_run(run.config, run.data), indent=2) + "\n")
+    write_text(place.environment, json.dumps(environment, indent=2) + "\n")
     with torch.random.fork_rng(), _one_thread():
-        torch.manual_seed(run.config.training.seed)
-        layer = make_layer(run.config, run.features.train.shape[1], run.outputs).to(run.device)
-        rows, outputs = _train(run, layer)
+        layer = run.draw()
+        rows, outputs = _train(run, layer, console)
     place.write_rows(rows)
     write_predictions(place, outputs, run.data, run.config.task)
-    write_head(folder, layer, run.features)
-    files = [HEAD, *write_adapter(folder, layer)]
-    result = summarise(run.config, run.data, layer, rows, run.metric, run.features, time.monotonic() - begun, files)
+    write_head(place.path, layer, run.features)
+    files = [HEAD, *write_adapter(place.path, layer, run.features)]
+    result = summarise(run, layer, rows, time.monotonic() - begun, files)
+    model = "/".join(Path(run.config.model).parts[-2:])
+    title = f"{run.config.method} on the classification layer of {model}, {len(run.data.eval)} held out"
+    plot_curves(place, rows, run.metric, title)
+    write_text(place.card, write_card(run, result, environment["versions"], WHAT, describe_usage(run)))
     write_text(place.result, json.dumps(result, indent=2) + "\n")
+    show_result(console, run, result, place)
     return result
 
 
-def prepare(config: RunConfig) -> HeadRun:
-    """Check a configuration, read its data, and have the features in the cache; nothing else is written.
-
-    Args:
-        config: with `scope: head`.
-
-    Raises:
-        RmloraError: whatever would stop the run later.
-    """
-    config = complete_head(config)
-    choose_method(config).build(**config.method_args)
-    data = load_data(config.data, config.task, config.training.seed)
-    outputs = 1 if data.classes is None else len(data.classes)
-    metric = choose_metric(config.training.metric, config.task, outputs)
-    restore = quieten()
-    try:
-        features = load_features(config, data)
-    finally:
-        restore()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return HeadRun(config, data, features, metric, device or torch.device("cpu"))
+def _refuse_changes(place: RunFolder, now: dict[str, Any]) -> None:
+    """Refuse to go on with a run whose model or data have changed since it began."""
+    if place.environment.is_file():
+        continue_environment(json.loads(place.environment.read_text(encoding="utf-8")), now, step=0)
 
 
-def _train(run: HeadRun, layer: Layer) -> tuple[list[Row], Tensor]:
+def _train(run: HeadRun, layer: Layer, console: Console) -> tuple[list[Row], Tensor]:
     """Train the layer; return a row per epoch and the held-out part's outputs after the last."""
     training = run.config.training
     train = make_part(run.features.train, run.data.train.labels, run.data, run.device)
@@ -142,9 +159,10 @@ def _train(run: HeadRun, layer: Layer) -> tuple[list[Row], Tensor]:
         if updates is not None:
             row["masked_share"] = updates.take()
         rows.append(row)
+        say(console, epoch_line(row, run.metric, training.epochs))
         last[:] = [outputs.cpu()]
 
-    fit(layer.model, train, training, record, around_step=_watching(updates))
+    fit(layer.model, train, training, record, around_step=_watching(updates), made=layer.bind)
     return rows, last[0]
 
 

@@ -13,7 +13,7 @@ from rmlora.compare.running import compare
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
 from rmlora.files import write_text
-from rmlora.heads.training import prepare
+from rmlora.heads.plan import prepare
 from rmlora.report.write import write_report
 from rmlora.reproduce.beside import Row, add_published
 from rmlora.reproduce.local import display_name

@@ -8,7 +8,7 @@ import yaml
 
 from rmlora.config_source import dump
 from rmlora.modeling import label_settings, loader_name
-from rmlora.run.plan import Plan
+from rmlora.run.plan import Described
 
 _PIPELINES = {
     "image-classification": "image-classification",
@@ -17,16 +17,20 @@ _PIPELINES = {
 }
 
 
-def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | None]) -> str:
+def write_card(
+    plan: Described, result: dict[str, Any], versions: dict[str, str | None], what: str = "", usage: str = ""
+) -> str:
     """Return the text of README.md.
 
     Args:
         plan: of the run.
         result: as in result.json.
         versions: of the packages that trained it.
+        what: it is, where that is neither an adapter of the whole model nor the model.
+        usage: Markdown that says how to load that.
     """
     config = plan.config
-    is_adapter = plan.handle is not None
+    is_adapter = not plan.method.trains_base
     front = {
         "base_model": config.model,
         "library_name": "peft" if is_adapter else "transformers",
@@ -35,7 +39,7 @@ def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | Non
         "metrics": [plan.metric],
     }
     used = ", ".join(f"{name} {versions[name]}" for name in ("rmlora", "peft", "transformers", "torch"))
-    what = "LoRA adapter" if is_adapter else "model"
+    what = what or ("LoRA adapter" if is_adapter else "model")
     parts = (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {config.method} on {config.model}\n",
@@ -44,7 +48,7 @@ def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | Non
         "## Results\n",
         _results(plan, result),
         "## Use\n",
-        f"```python\n{_usage(plan)}\n```\n",
+        usage or f"```python\n{_usage(plan)}\n```\n",
         "## Training\n",
         f"{plan.counts.trainable:,} trainable parameters ({plan.counts.share:.2%} of the model), "
         f"{result['steps']} optimizer steps. Trained with {used}.\n",
@@ -53,7 +57,7 @@ def write_card(plan: Plan, result: dict[str, Any], versions: dict[str, str | Non
     return "\n".join(parts)
 
 
-def _results(plan: Plan, result: dict[str, Any]) -> str:
+def _results(plan: Described, result: dict[str, Any]) -> str:
     metric = plan.metric
     lines = [
         f"| epoch | eval {metric} | train {metric} | gap | eval loss |",
@@ -74,12 +78,12 @@ def _results(plan: Plan, result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + " ".join(notes) + "\n"
 
 
-def _usage(plan: Plan) -> str:
+def _usage(plan: Described) -> str:
     config = plan.config
     is_image = config.task == "image-classification"
     auto = loader_name(config.task)
     processor = "AutoImageProcessor" if is_image else "AutoTokenizer"
-    if plan.handle is None:
+    if plan.method.trains_base:
         return (
             f"from transformers import {auto}, {processor}\n\n"
             f'model = {auto}.from_pretrained("<this folder>")\n'

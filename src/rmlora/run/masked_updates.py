@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmlora.pairs import Kept
+
 
 class MaskedUpdates:
     """Sums of the changes of A and B, split by whether the direction's gradient was masked at that step.
@@ -25,14 +27,13 @@ class MaskedUpdates:
     @torch.no_grad()
     def begin_step(self) -> None:
         """Remember the factors and the masks of the optimizer step that comes now."""
-        kept = self.handle.kept()
-        pairs = self.handle.pairs
-        if all(len(side) == pair.r for pair in pairs for side in kept[pair.name]):
+        masks = dict(self.handle.masks())
+        if all(bool(side.all()) for kept in masks.values() for side in (kept.A, kept.B)):
             self.before = None
             return
         self.before = [
-            (pair.A.clone(), pair.B.clone(), *(_masked(side, pair.r, pair.A.device) for side in kept[pair.name]))
-            for pair in pairs
+            (pair.A.clone(), pair.B.clone(), *_masked(masks.get(pair), pair.r, pair.A.device))
+            for pair in self.handle.pairs
         ]
 
     @torch.no_grad()
@@ -53,8 +54,9 @@ class MaskedUpdates:
         return share
 
 
-def _masked(kept: list[int], r: int, device: torch.device) -> Tensor:
-    """Boolean `(r,)`: which directions are not among those kept."""
-    masked = torch.ones(r, dtype=torch.bool, device=device)
-    masked[kept] = False
-    return masked
+def _masked(kept: Kept | None, r: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Boolean `(r,)` for A and for B: which directions are not kept."""
+    if kept is None:
+        none = torch.zeros(r, dtype=torch.bool, device=device)
+        return none, none
+    return ~kept.A, ~kept.B

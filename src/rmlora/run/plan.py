@@ -54,35 +54,49 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run, ready to start.
+class Described:
+    """A run as far as it has to be described, whatever of the model it trains.
 
     Attributes:
         config: complete.
         method: its row of METHODS.
         data: examples, checked.
-        encoded: what the model reads of each part, "train" and "eval", in the order of the examples.
-        model: a PEFT model with the method attached, or the plain model of a method without adapter.
-        processor: tokenizer or image processor.
-        handle: what `attach` returned; None without an adapter.
         links: what the method consists of, with every value.
-        heads: modules trained whole.
         metric: decides the best epoch.
         counts: of parameters.
-        arguments: of the HF Trainer.
     """
 
     config: RunConfig
     method: Method
     data: TaskData
+    links: list[dict[str, Any]]
+    metric: str
+    counts: Counts
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch on one device."""
+        return _steps_per_epoch(self.config, len(self.data.train))
+
+
+@dataclass(frozen=True)
+class Plan(Described):
+    """A run through the whole model, ready to start.
+
+    Attributes:
+        encoded: what the model reads of each part, "train" and "eval", in the order of the examples.
+        model: a PEFT model with the method attached, or the plain model of a method without adapter.
+        processor: tokenizer or image processor.
+        handle: what `attach` returned; None without an adapter.
+        heads: modules trained whole.
+        arguments: of the HF Trainer.
+    """
+
     encoded: Mapping[str, Any]
     model: Any
     processor: Any
     handle: Any
-    links: list[dict[str, Any]]
     heads: tuple[str, ...]
-    metric: str
-    counts: Counts
     arguments: Any
 
     @property

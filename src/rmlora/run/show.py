@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,12 +13,12 @@ from rich.table import Table
 
 from rmlora.config_source import dump
 from rmlora.run.folder import RunFolder
-from rmlora.run.plan import Plan
+from rmlora.run.plan import Described, Plan
 from rmlora.run.wording import duration, say
 from rmlora.tasks.glue import difference, official
 
 
-def show_header(console: Console, plan: Plan) -> None:
+def show_header(console: Console, plan: Described) -> None:
     """Print in three lines what is trained on what."""
     config, counts, held_out = plan.config, plan.counts, len(plan.data.eval)
     guess = f"; the commonest class scores {plan.data.majority:.4f}" if plan.data.majority else ""
@@ -36,11 +37,19 @@ def show_header(console: Console, plan: Plan) -> None:
     )
 
 
-def show_plan(console: Console, plan: Plan) -> None:
-    """Print all a run would do: settings, parameters, modules and steps."""
+def show_plan(console: Console, plan: Described, notes: Sequence[str] = ()) -> None:
+    """Print all a run would do: settings, parameters, modules and steps.
+
+    Args:
+        console: where.
+        plan: of the run.
+        notes: lines about what it trains, where that is not the modules of a whole model.
+    """
     say(console, dump(plan.config))
     console.print(_parameters(plan))
-    if plan.pairs:
+    for note in notes:
+        say(console, note)
+    if isinstance(plan, Plan) and plan.pairs:
         console.print(_modules(plan))
         say(console, f"Trained and saved whole: {', '.join(plan.heads) or 'nothing'}")
     for link in plan.links:
@@ -56,7 +65,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     say(console, "Dry run: nothing was written.")
 
 
-def show_result(console: Console, plan: Plan, result: dict[str, Any], folder: RunFolder) -> None:
+def show_result(console: Console, plan: Described, result: dict[str, Any], folder: RunFolder) -> None:
     """Print best and last epoch, where everything lies, and two things to do next."""
     metric = plan.metric
     table = Table(title=None, show_edge=False, pad_edge=False)
@@ -85,12 +94,12 @@ def show_result(console: Console, plan: Plan, result: dict[str, Any], folder: Ru
         say(console, line)
 
 
-def next_steps(plan: Plan, path: Path) -> list[str]:
+def next_steps(plan: Described, path: Path) -> list[str]:
     """Name two things to do after a run."""
     compare = next(m for m in ("lora", "rm-lora") if m != plan.config.method)
     settings, output = quote(str(path / "config.yaml")), quote(f"output={path}-{compare}")
     again = f"rmlora train {settings} method={compare} method_args={{}} {output}"
-    if plan.handle is None:
+    if plan.method.trains_base:
         return [f"Look at the curves: {path / 'curves.png'}", f"Compare with {compare}: {again} lr=1e-3"]
     return [
         f"Look into the adapter: rmlora inspect {quote(str(path))} (curves: {path / 'curves.png'})",
@@ -98,7 +107,7 @@ def next_steps(plan: Plan, path: Path) -> list[str]:
     ]
 
 
-def _parameters(plan: Plan) -> Table:
+def _parameters(plan: Described) -> Table:
     counts = plan.counts
     table = Table(title="Parameters", title_justify="left", show_edge=False)
     table.add_column("part")

@@ -135,6 +135,11 @@ class MaskDirections(Transform):
         """Name the directions that learn, wherever the mask acts."""
         return tuple(self._draw(stack, ctx) for stack in pairs)
 
+    @property
+    def learns_what_is_kept(self) -> bool:
+        """Whether the mask acts during backward."""
+        return self.act_in == "backward"
+
     def grads(
         self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
     ) -> tuple[Sequence[Factors], State]:
