@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rmlora.compare.contenders import contenders, refuse_twice, selects
+from rmlora.compare.foresight import foresee_cells
 from rmlora.compare.study import MethodEntry, Study, TaskEntry
 from rmlora.config import TrainingConfig
 from rmlora.config_source import read_config
@@ -33,7 +34,8 @@ def make_study(settings: dict[str, Any], where: str = "study") -> Study:
         where: named in errors.
 
     Raises:
-        ConfigError: unknown key (the nearest is named), wrong type, missing, unequal budgets, or a cell given twice.
+        ConfigError: unknown key (the nearest is named), wrong type, missing, unequal budgets, a cell given twice, or
+            a knob that does not suit its method or a rank; see `check_study`.
 
     Example:
         >>> settings = {"name": "s", "models": ["m"], "methods": ["lora", "r-lora"], "seeds": [0]}
@@ -54,11 +56,13 @@ def make_study(settings: dict[str, Any], where: str = "study") -> Study:
 
 
 def check_study(study: Study) -> None:
-    """Refuse a study that is unfair or says something twice.
+    """Refuse a study that is unfair, says something twice, or whose cells could not run.
 
     Raises:
         ConfigError: a method has more learning rates than another, a cell would occur twice, a seed of the reported
-            runs is the selection's, or a task names no reported split of its own.
+            runs is the selection's, a task names no reported split of its own, or a setting does not suit the task,
+            the mode or the method.
+        MethodError: a knob is unknown or out of range, or a method does not suit one of the ranks.
     """
     found = contenders(study)
     counts = {c.label: len(c.rates) for c in found}
@@ -88,6 +92,7 @@ def check_study(study: Study) -> None:
         )
     for task in study.tasks:
         _check_task(task)
+    foresee_cells(study)
 
 
 def _check_task(task: TaskEntry) -> None:
