@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rmlora.config import TrainingConfig
 from rmlora.config_source import read_config
 from rmlora.errors import ConfigError, RmloraError, nearest
 from rmlora.methods import METHODS
+
+_GROUPS = ("selection", "lora", "head", "training")  # left empty they mean their defaults, as in a run
 
 
 def read_study(path: Path) -> Study:
@@ -44,6 +47,7 @@ def make_study(settings: dict[str, Any], where: str = "study") -> Study:
         >>> [(c.label, len(c.rates)) for c in contenders(study)]
         [('lora', 2), ('r-lora', 2)]
     """
+    settings = {k: {} if v is None and k in _GROUPS else v for k, v in settings.items()}
     try:
         study = Study.model_validate(settings)
     except ValidationError as error:
@@ -111,8 +115,11 @@ def _describe(error: ValidationError) -> str:
     """Put pydantic's report into one line: the first problem, and how many more there are."""
     problems = error.errors()
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    parts = [str(part) for part in first["loc"]]
-    name, rest = ".".join(parts), len({tuple(p["loc"][:2]) for p in problems}) - 1
+    # Of the ways in which a setting may be given, the one that was followed furthest is the one that was meant.
+    tried = [p for p in problems if p["loc"][:1] == first["loc"][:1] and _is_branch(p["loc"][1:2])]
+    first = max(tried, key=lambda p: len(p["loc"])) if _is_branch(first["loc"][1:2]) else first
+    parts = [str(part) for part in first["loc"] if not _is_branch([part])]
+    name, rest = ".".join(parts), len({tuple(p["loc"][:1] if p in tried else p["loc"][:2]) for p in problems}) - 1
     if first["type"] == "extra_forbidden":
         text = f'unknown setting "{name}"{nearest(parts[-1], list(_names_beside(parts[:-1])))}'
     elif first["type"] == "missing":
@@ -120,8 +127,16 @@ def _describe(error: ValidationError) -> str:
     elif first["type"] == "value_error":
         text = first["msg"].removeprefix("Value error, ")
     else:
-        text = f'"{name}": {first["msg"][0].lower() + first["msg"][1:]}, got {first["input"]!r}'
+        known = re.findall("'([^']+)'", first.get("ctx", {}).get("expected", ""))
+        said = re.sub(r" or instance of \w+$", "", first["msg"][0].lower() + first["msg"][1:])
+        said = said.replace("valid dictionary", "group of settings")
+        text = f'"{name}": {said}, got {first["input"]!r}{nearest(str(first["input"]), known)}'
     return text + (f" (and {rest} more)" if rest else "")
+
+
+def _is_branch(parts: Sequence[int | str]) -> bool:
+    """Whether the next part of a place in pydantic's report is a type, not a name."""
+    return any("[" in str(part) for part in parts)
 
 
 def _names_beside(parts: Iterable[str]) -> Iterable[str]:

@@ -163,8 +163,9 @@ def _end(agenda: Agenda, console: Console) -> list[Row]:
         say(console, line)
     failed = agenda.having("failed")
     if failed:
+        others = ", all others are finished" if rows else ""
         raise RmloraError(
-            f"{len(failed)} of {len(agenda.cells)} cells failed, all others are finished; first: "
+            f"{len(failed)} of {len(agenda.cells)} cells failed{others}; first: "
             f"{cell_line(failed[0], agenda)}; start again to try them again"
         )
     say(console, f"Done: {len(rows)} rows in {agenda.store.rows}")

@@ -19,6 +19,11 @@ class MethodEntry(Section):
     )
     label: str | None = Field(default=None, description="What rows and tables call it; default: the name.")
 
+    @field_validator("args", mode="before")
+    @classmethod
+    def _none_given(cls, value: Any) -> Any:
+        return {} if value is None else value
+
 
 class TaskEntry(Section):
     """One task: its data, and what of the training differs from the other tasks."""
