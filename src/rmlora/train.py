@@ -103,7 +103,7 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         open_folder(folder, checkpoint, overwrite)
         write_text(folder.config, dump(plan.config))
         write_text(folder.environment, json.dumps(environment, indent=2) + "\n")
-    trainer = make_trainer(plan, [RecordEpochs(folder, plan.metric, plan.pairs, plan.handle), progress])
+    trainer = make_trainer(plan, [RecordEpochs(folder, plan.metric, plan.handle), progress])
     if resume:
         where = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no checkpoint yet"
         say(console, f"Going on {where}.")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rmlora.compare import work
 from rmlora.compare.agenda import Agenda
 from rmlora.compare.cells import Cell
+from rmlora.compare.reading import make_study
 from rmlora.compare.rows import read_rows, without_times
 from rmlora.compare.running import compare
 from rmlora.compare.store import Store
@@ -211,6 +212,24 @@ def test_cut_off_rows_are_refused_with_the_line_and_the_remedy(finished: Path, t
     with pytest.raises(DataError, match=r"rows.jsonl, line \d: cut off .* start `rmlora compare` again"):
         read_rows(tmp_path / "rows.jsonl")
     assert read_rows(finished / "rows.jsonl") == studies.rows(finished)
+
+
+def test_a_cut_off_data_file_is_named_with_its_line_and_what_was_finished_is_kept(bert: Path, tmp_path: Path) -> None:
+    files = runs.save_pairs(tmp_path)
+    whole = studies.settings(bert, files, tmp_path / "out", methods=["lora"], seeds=[0])
+    run(make_study(whole))
+    cut_off = tmp_path / "cut.jsonl"
+    cut_off.write_text(files[0].read_text()[:-20])
+    second = {"name": "cut", "data": {"train": str(cut_off), "eval": str(files[1]), "max_length": 16}}
+    with pytest.raises(
+        RmloraError, match=r"1 of 2 cells failed, all others.*cut.jsonl, line 40: not valid JSON"
+    ) as cut:
+        run(make_study(whole | {"tasks": [*whole["tasks"], second]}))
+    assert "\n" not in str(cut.value)
+    assert [row["task"] for row in studies.rows(tmp_path / "out")] == ["pairs"]
+    cut_off.unlink()
+    with pytest.raises(RmloraError, match=r"^1 of 1 cells failed; first: .*no data file"):
+        run(make_study(whole | {"tasks": [second], "output": str(tmp_path / "other")}))
 
 
 def test_head_mode_is_given_to_the_heads(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:

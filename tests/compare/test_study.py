@@ -64,6 +64,11 @@ def test_rates_of_an_entry_are_those_of_all_its_points_and_the_budget_is_told() 
         ({"lora": {"r": 8}}, "give ranks="),
         ({"seeds": ["x"]}, '"seeds.0": .*integer'),
         ({"seeds": []}, '"seeds"'),
+        ({"seeds": 3}, '"seeds": input should be a valid list, got 3'),
+        ({"learning_rates": "fast"}, "\"learning_rates\": input should be a valid list, got 'fast'$"),
+        ({"learning_rates": {"lora": "fast", "RM": [1e-3]}}, "\"learning_rates.lora\": .*, got 'fast'$"),
+        ({"methods": [["lora"]]}, "\"methods.0\": input should be a group of settings, got \\['lora'\\]$"),
+        ({"training": {"metric": "acuracy"}}, r'"training.metric": .*, got .acuracy. \(did you mean "accuracy"\?\)$'),
         ({"learning_rates": [1e-3, 1e-2], "seeds": [1000]}, "reported runs need fresh seeds"),
     ],
 )
@@ -81,7 +86,8 @@ def test_a_study_that_is_wrong_or_unfair_is_refused_in_one_line(changes: dict[st
         ({"training": {"lr": 1.0}}, "training.lr differs between cells"),
         ({"training": {"metrik": "f1"}}, r'unknown setting "training.metrik" \(did you mean "metric"\?\)'),
         ({"data": {"trian": "a"}}, r'"tasks.0.data.trian" \(did you mean "train"\?\)'),
-        ({"task": "text-clasification"}, "tasks.0.task"),
+        ({"task": "text-clasification"}, r'"tasks.0.task": .* \(did you mean "text-classification"\?\)$'),
+        ({"task": 7}, "\"tasks.0.task\": input should be 'text-classification', .*, got 7$"),
     ],
 )
 def test_a_task_that_is_wrong_is_refused(change: dict[str, Any], message: str) -> None:
@@ -89,6 +95,13 @@ def test_a_task_that_is_wrong_is_refused(change: dict[str, Any], message: str) -
     told["tasks"][0] |= change
     with pytest.raises(ConfigError, match=message):
         make_study(told)
+
+
+def test_a_group_left_empty_means_its_defaults() -> None:
+    empty = {"training": None, "lora": None, "selection": None, "methods": ["lora", {"name": "r-lora", "args": None}]}
+    told = studies.study(*HERE, **empty)
+    assert told.training == type(told.training)()
+    assert [c.args for c in contenders(told)] == [{}, {}]
 
 
 def test_what_is_missing_is_named() -> None:

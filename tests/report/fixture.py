@@ -145,7 +145,8 @@ class FakeStudy:
 def _parameters(r: int | None) -> dict[str, int]:
     adapter, base = (0, 9_000_000) if r is None else (18432 * r, 0)
     whole = adapter + base + 770
-    return {"adapter": adapter, "head": 770, "trainable": whole, "inference": whole}
+    kept = {"inference_adapter": adapter, "inference": whole}
+    return {"adapter": adapter, "head": 770, "base": base, "trainable": whole} | kept
 
 
 def _right(accuracy: float, task: str, seed: int) -> np.ndarray:

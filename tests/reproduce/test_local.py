@@ -46,6 +46,49 @@ def test_figure_1_runs_on_what_is_there_and_says_so(place: Path, monkeypatch: py
     assert again == rows
 
 
+def test_figure_2_runs_with_an_image_model_and_says_what_it_stands_in_for(place: Path) -> None:
+    runs.save_vit(place / "vit")
+    (place / "data" / "cifar100").mkdir()
+    runs.save_digits(place / "data" / "cifar100" / "subset.npz")
+    preset = local.localise(PRESETS["figure2"], "vit", "data")
+    preset.studies[0]["training"] = {**preset.studies[0]["training"], "epochs": 2}
+    preset.studies[0]["ranks"] = [2]
+    rows = reproduce(preset, place / "out", seeds=1, workers=0)
+    assert {row["label"] for row in rows} == {"LoRA", "GM-LoRA", "R-LoRA", "RM-LoRA", "Full FT"}
+    told = (place / "out" / "published.md").read_text()
+    assert told.startswith("# Figure 2: ")
+    assert "(LOCAL STAND-IN: vit on a subset of CIFAR-100 instead)" in told.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_dry_run_of_the_paper_prints_cells_parameters_and_time(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runs.call("reproduce", name, "--dry-run", "--workers", "1") == 0
+    told = capsys.readouterr().out
+    assert PRESETS[name].title.split(":")[0] in told
+    assert "T: trained" in told
+    assert " cells; about " in told
+    assert "with 1 worker on this machine" in told
+    assert not (place / "reproduced").exists()
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_local_dry_run_prints_them_too(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for files in local._FILES.values():
+        for file in files:
+            (place / "data" / file).parent.mkdir(parents=True, exist_ok=True)
+            (place / "data" / file).touch()
+    runs.save_vit(place / "vit")
+    model = "vit" if name == "figure2" else "encoder"
+    words = ("--local", "--model", model, "--data", "data", "--dry-run")
+    assert runs.call("reproduce", name, *words) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"(LOCAL STAND-IN: {model} on " in told
+    assert " cells; about " in told
+    assert not (place / "reproduced").exists()
+
+
 def test_a_dry_run_prints_cells_parameters_and_time_and_writes_nothing(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,10 +108,18 @@ def test_a_dry_run_prints_cells_parameters_and_time_and_writes_nothing(
         ("figure1", {"data": "nowhere"}, r'no data folder "nowhere"'),
         ("figure1", {"model": "nowhere"}, r'no model folder "nowhere"'),
         ("table1", {}, r'needs "data/glue/cola/train\.jsonl"; give --data FOLDER'),
-        ("figure2", {"model": None}, r"figure2 --local needs --model FOLDER with an image model"),
+        (
+            "figure2",
+            {"model": None},
+            r"figure2 --local needs --model FOLDER with an image model, such as",
+        ),
+        ("figure2", {}, r'"encoder" \(--model\) has no preprocessor_config.json: figure2 takes an image model'),
+        ("figure2", {"model": "vit"}, r'needs "data/cifar100/subset.npz"; give --data FOLDER'),
+        ("figure1", {"model": "vit"}, r'"vit" \(--model\) has no tokenizer: only figure2 --local takes an image model'),
     ],
 )
 def test_what_is_missing_is_named(place: Path, name: str, words: dict, message: str) -> None:
+    runs.save_vit(place / "vit")
     given = {"model": "encoder", "data": "data"} | words
     with pytest.raises(ConfigError, match=message):
         local.localise(PRESETS[name], given["model"], given["data"])

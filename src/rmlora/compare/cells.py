@@ -126,7 +126,7 @@ def _cell(study: Study, kind: Kind, own: Contender, task: TaskEntry, group: Grou
         data |= {"holdout": study.selection.fraction, "holdout_seed": study.selection.seed}
     settings: dict[str, Any] = {
         "model": group.model,
-        "task": task.task,
+        **({"task": task.task} if "task" in task.model_fields_set else {}),  # GLUE knows its own
         "scope": study.mode,
         "head": study.head.model_dump(exclude_unset=True),
         "data": data,

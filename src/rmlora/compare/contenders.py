@@ -8,7 +8,7 @@ from typing import Any
 
 from rmlora.compare.study import Study
 from rmlora.config import Section
-from rmlora.errors import ConfigError, nearest
+from rmlora.errors import ConfigError, MethodError, nearest
 from rmlora.methods import METHODS
 
 
@@ -54,7 +54,7 @@ def contenders(study: Study) -> list[Contender]:
         if min(own) <= 0:
             raise ConfigError(f"learning_rates of {label}: must be above 0, got {min(own)}")
         for name, args in _grid(label, entry.args):
-            METHODS[entry.name].build(**args)
+            _try(name, entry.name, args)
             found.append(Contender(label=name, entry=label, method=entry.name, args=args, rates=tuple(own)))
     return found
 
@@ -75,8 +75,18 @@ def refuse_twice(what: str, values: Sequence[Hashable]) -> None:
         raise ConfigError(f"duplicated cell: {what} {twice} is given twice")
 
 
+def _try(label: str, method: str, args: dict[str, Any]) -> None:
+    try:
+        METHODS[method].build(**args)
+    except MethodError as error:
+        raise MethodError(f"{label}: {error}") from error
+
+
 def _grid(label: str, args: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     varied = [name for name, value in args.items() if isinstance(value, list)]
+    empty = next((name for name in varied if not args[name]), None)
+    if empty is not None:
+        raise ConfigError(f"{label}: the list of {empty} is empty, so there is no method to compare")
     points = []
     for values in itertools.product(*(args[name] for name in varied)):
         chosen = dict(zip(varied, values, strict=True))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from rmlora.compare.contenders import contenders, refuse_twice, selects
+from rmlora.compare.foresight import foresee_cells
 from rmlora.compare.study import MethodEntry, Study, TaskEntry
 from rmlora.config import TrainingConfig
 from rmlora.config_source import read_config
 from rmlora.errors import ConfigError, RmloraError, nearest
 from rmlora.methods import METHODS
+
+_GROUPS = ("selection", "lora", "head", "training")  # left empty they mean their defaults, as in a run
 
 
 def read_study(path: Path) -> Study:
@@ -33,7 +37,8 @@ def make_study(settings: dict[str, Any], where: str = "study") -> Study:
         where: named in errors.
 
     Raises:
-        ConfigError: unknown key (the nearest is named), wrong type, missing, unequal budgets, or a cell given twice.
+        ConfigError: unknown key (the nearest is named), wrong type, missing, unequal budgets, a cell given twice, or
+            a knob that does not suit its method or a rank; see `check_study`.
 
     Example:
         >>> settings = {"name": "s", "models": ["m"], "methods": ["lora", "r-lora"], "seeds": [0]}
@@ -42,6 +47,7 @@ def make_study(settings: dict[str, Any], where: str = "study") -> Study:
         >>> [(c.label, len(c.rates)) for c in contenders(study)]
         [('lora', 2), ('r-lora', 2)]
     """
+    settings = {k: {} if v is None and k in _GROUPS else v for k, v in settings.items()}
     try:
         study = Study.model_validate(settings)
     except ValidationError as error:
@@ -54,11 +60,13 @@ def make_study(settings: dict[str, Any], where: str = "study") -> Study:
 
 
 def check_study(study: Study) -> None:
-    """Refuse a study that is unfair or says something twice.
+    """Refuse a study that is unfair, says something twice, or whose cells could not run.
 
     Raises:
         ConfigError: a method has more learning rates than another, a cell would occur twice, a seed of the reported
-            runs is the selection's, or a task names no reported split of its own.
+            runs is the selection's, a task names no reported split of its own, or a setting does not suit the task,
+            the mode or the method.
+        MethodError: a knob is unknown or out of range, or a method does not suit one of the ranks.
     """
     found = contenders(study)
     counts = {c.label: len(c.rates) for c in found}
@@ -88,6 +96,7 @@ def check_study(study: Study) -> None:
         )
     for task in study.tasks:
         _check_task(task)
+    foresee_cells(study)
 
 
 def _check_task(task: TaskEntry) -> None:
@@ -106,8 +115,11 @@ def _describe(error: ValidationError) -> str:
     """Put pydantic's report into one line: the first problem, and how many more there are."""
     problems = error.errors()
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    parts = [str(part) for part in first["loc"]]
-    name, rest = ".".join(parts), len({tuple(p["loc"][:2]) for p in problems}) - 1
+    # Of the ways in which a setting may be given, the one that was followed furthest is the one that was meant.
+    tried = [p for p in problems if p["loc"][:1] == first["loc"][:1] and _is_branch(p["loc"][1:2])]
+    first = max(tried, key=lambda p: len(p["loc"])) if _is_branch(first["loc"][1:2]) else first
+    parts = [str(part) for part in first["loc"] if not _is_branch([part])]
+    name, rest = ".".join(parts), len({tuple(p["loc"][:1] if p in tried else p["loc"][:2]) for p in problems}) - 1
     if first["type"] == "extra_forbidden":
         text = f'unknown setting "{name}"{nearest(parts[-1], list(_names_beside(parts[:-1])))}'
     elif first["type"] == "missing":
@@ -115,8 +127,16 @@ def _describe(error: ValidationError) -> str:
     elif first["type"] == "value_error":
         text = first["msg"].removeprefix("Value error, ")
     else:
-        text = f'"{name}": {first["msg"][0].lower() + first["msg"][1:]}, got {first["input"]!r}'
+        known = re.findall("'([^']+)'", first.get("ctx", {}).get("expected", ""))
+        said = re.sub(r" or instance of \w+$", "", first["msg"][0].lower() + first["msg"][1:])
+        said = said.replace("valid dictionary", "group of settings")
+        text = f'"{name}": {said}, got {first["input"]!r}{nearest(str(first["input"]), known)}'
     return text + (f" (and {rest} more)" if rest else "")
+
+
+def _is_branch(parts: Sequence[int | str]) -> bool:
+    """Whether the next part of a place in pydantic's report is a type, not a name."""
+    return any("[" in str(part) for part in parts)
 
 
 def _names_beside(parts: Iterable[str]) -> Iterable[str]:

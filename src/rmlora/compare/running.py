@@ -10,6 +10,8 @@ from rich.console import Console
 
 from rmlora.compare.agenda import Agenda, write_choices
 from rmlora.compare.budget import show_budget
+from rmlora.compare.contenders import contenders
+from rmlora.compare.inference_budget import budget_lines
 from rmlora.compare.inputs import note_inputs
 from rmlora.compare.local import run_local
 from rmlora.compare.progress import ShowGrid, cell_line
@@ -151,15 +153,19 @@ def dump_study(study: Study) -> str:
 
 
 def _end(agenda: Agenda, console: Console) -> list[Row]:
-    """Write the rows and choices, and say what is to be said of cells without result."""
+    """Write rows and choices; say what is to be said of cells without result, and of parameters at inference."""
     rows = write_rows(agenda)
     write_choices(agenda)
     for cell in agenda.having("diverged"):
         say(console, cell_line(cell, agenda))
+    order = [contender.label for contender in contenders(agenda.study)]
+    for line in budget_lines(sorted(rows, key=lambda row: order.index(row["label"]))):
+        say(console, line)
     failed = agenda.having("failed")
     if failed:
+        others = ", all others are finished" if rows else ""
         raise RmloraError(
-            f"{len(failed)} of {len(agenda.cells)} cells failed, all others are finished; first: "
+            f"{len(failed)} of {len(agenda.cells)} cells failed{others}; first: "
             f"{cell_line(failed[0], agenda)}; start again to try them again"
         )
     say(console, f"Done: {len(rows)} rows in {agenda.store.rows}")

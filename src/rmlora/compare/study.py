@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,11 @@ class MethodEntry(Section):
         default_factory=dict, description="Its knobs; a knob given a list makes one method of each value."
     )
     label: str | None = Field(default=None, description="What rows and tables call it; default: the name.")
+
+    @field_validator("args", mode="before")
+    @classmethod
+    def _none_given(cls, value: Any) -> Any:
+        return {} if value is None else value
 
 
 class TaskEntry(Section):
@@ -49,8 +54,10 @@ class Study(Section):
     models: list[str] = Field(min_length=1, description="Hub ids or local folders.")
     tasks: list[TaskEntry] = Field(min_length=1, description="What is learned.")
     methods: list[MethodEntry] = Field(min_length=1, description="What is compared.")
-    ranks: list[int] = Field(default=[8], min_length=1, description="r of the adapters; full fine-tuning has none.")
-    seeds: list[int] = Field(min_length=1, description="Of the reported runs.")
+    ranks: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[8], min_length=1, description="r of the adapters; full fine-tuning has none."
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1, description="Of the reported runs.")
     learning_rates: list[float] | dict[str, list[float]] = Field(
         description="One list for all methods, or a list per label, all of one length."
     )

@@ -10,6 +10,7 @@ from rmlora.combine import Chain
 from rmlora.errors import MethodError, nearest
 from rmlora.methods.adalora import adalora
 from rmlora.methods.gm_lora import gm_lora
+from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.rm_lora import rm_lora
@@ -60,7 +61,7 @@ class Method:
         """Return the method with these knobs.
 
         Raises:
-            MethodError: a knob is unknown, or its value out of range.
+            MethodError: a knob is unknown, or its value of the wrong type or out of range.
         """
         for name in knobs:
             if name not in self.knobs:
@@ -68,7 +69,7 @@ class Method:
                 raise MethodError(
                     f'method {self.name} has no knob "{name}"{nearest(name, list(self.knobs))}; it has: {known}'
                 )
-        return self.function(**knobs)
+        return build_method(self.name, self.function, knobs)
 
 
 _NO_MASK = {"masked_directions": "it masks nothing"}

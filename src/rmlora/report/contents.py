@@ -10,6 +10,7 @@ from shlex import quote
 
 from rmlora.compare.arms import EPOCHS, Arm, Row, Setting, choose_baseline, sort_into_arms
 from rmlora.compare.effect import describe_effect, points_per_unit
+from rmlora.compare.inference_budget import InferenceBudget, inference_budgets
 from rmlora.compare.verdicts import SIGNIFICANT, Comparison, compare_methods
 from rmlora.report.document import Block, Commands, Document, Heading, Paragraph, Points, Table
 from rmlora.report.drawing import style_of
@@ -30,12 +31,14 @@ class Compiled:
         arms: in the study's order.
         compared: every comparison.
         baseline: label.
+        budgets: what is kept at inference, of every setting that recorded it.
     """
 
     files: StudyFiles
     arms: list[Arm]
     compared: list[Comparison]
     baseline: str
+    budgets: list[InferenceBudget]
 
     def settings(self) -> list[Setting]:
         """The settings, in the study's order."""
@@ -57,7 +60,8 @@ def compile_document(files: StudyFiles, baseline: str | None = None) -> Document
         baseline = str(final[0].get("label") or final[0]["method"])
     chosen = choose_baseline(final, baseline)
     compared = compare_methods(final, files.predictions, baseline=chosen)
-    study = Compiled(files, sort_into_arms(final), compared, chosen)
+    budgets = [budget for budget in inference_budgets(final) if any(budget.counts.values())]
+    study = Compiled(files, sort_into_arms(final), compared, chosen, budgets)
     blocks: list[Block] = [*_findings(study)]
     for number, setting in enumerate(study.settings(), start=1):
         blocks += _setting(study, setting, number)
@@ -92,6 +96,20 @@ def _findings(study: Compiled) -> Iterator[Block]:
         "on other examples (bootstrap over seeds and examples), at 5% over all comparisons together (Holm). The best "
         "epoch is picked on the very examples it is reported on, so it flatters every method."
     )
+    yield from _same_budget(study)
+
+
+def _same_budget(study: Compiled) -> Iterator[Block]:
+    """Whether it was a comparison at one inference budget: a check, whose numbers stand with each setting."""
+    differing = list(dict.fromkeys(label for budget in study.budgets for label in budget.differing))
+    where = "in every setting " if len(study.budgets) > 1 else ""
+    if differing:
+        yield Paragraph(
+            "Not all methods keep the same number of parameters at inference. Another number than most is kept by "
+            f"{', '.join(differing)}; how many is said with the parameters of each setting."
+        )
+    elif study.budgets:
+        yield Paragraph(f"The inference budget is the same {where}for all methods: they keep equally many parameters.")
 
 
 def _sentence(one: Comparison) -> str:
@@ -127,6 +145,7 @@ def _setting(study: Compiled, setting: Setting, number: int) -> Iterator[Block]:
     if measured is not None:
         yield measured
     yield parameters_table(arms, f"parameters-{number}")
+    yield from (Paragraph(f"Inference budget: {budget}") for budget in study.budgets if budget.setting == setting)
 
 
 def _ending(study: Compiled) -> Iterator[Block]:

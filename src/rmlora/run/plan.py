@@ -31,7 +31,7 @@ class Counts:
     """Parameters of a model by what happens to them.
 
     Attributes:
-        adapter: entries of A and B (and DoRA's magnitudes).
+        adapter: entries of A and B, AdaLoRA's values, SoRA's gates, DoRA's magnitudes.
         head: trained and saved whole: pooler, classifier.
         base: trained entries of the pretrained model itself; not 0 only without an adapter.
         frozen: never changed.
@@ -156,7 +156,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
         links=describe_links(transform),
         heads=loaded.heads,
         metric=metric,
-        counts=count_parameters(model),
+        counts=count_parameters(model, loaded.heads, 0 if handle is None else handle.num_learnt),
         arguments=arguments,
     )
 
@@ -179,8 +179,13 @@ def check_device(config: RunConfig) -> None:
         )
 
 
-def count_parameters(model: nn.Module) -> Counts:
+def count_parameters(model: nn.Module, heads: Sequence[str] = (), num_learnt: int = 0) -> Counts:
     """Count parameters by role.
+
+    Args:
+        model: a PEFT model, or a plain one.
+        heads: modules of a plain model that count as its head; PEFT's wrapping tells a PEFT model's.
+        num_learnt: what the method trains beside the model's parameters, such as SoRA's gates; part of the adapter.
 
     Example:
         >>> count_parameters(nn.Linear(3, 2)).base
@@ -195,9 +200,10 @@ def count_parameters(model: nn.Module) -> Counts:
         elif not parameter.requires_grad:
             role = "frozen"
         else:
-            role = "head" if ".modules_to_save." in name else "base"
+            is_head = ".modules_to_save." in name or any(name.startswith(f"{head}.") for head in heads)
+            role = "head" if is_head else "base"
         count[role] += parameter.numel()
-    return Counts(count["adapter"], count["head"], count["base"], count["frozen"])
+    return Counts(count["adapter"] + num_learnt, count["head"], count["base"], count["frozen"])
 
 
 def _steps_per_epoch(config: RunConfig, num_examples: int) -> int:

@@ -13,7 +13,7 @@ from rmlora.analysis.gram import penalty
 from rmlora.analysis.orthogonality import orthogonality_excess
 from rmlora.analysis.spectra import default_tolerance, effective_rank, numerical_rank, singular_values, stable_rank
 from rmlora.errors import DivergedError
-from rmlora.pairs import Factors, Pair, Stack, stack_pairs
+from rmlora.pairs import Factors, Stack, stack_pairs
 from rmlora.run.folder import RunFolder
 from rmlora.run.masked_updates import MaskedUpdates
 
@@ -39,10 +39,10 @@ class RecordEpochs(TrainerCallback):  # type: ignore[misc]
     the same file as one that was never interrupted.
     """
 
-    def __init__(self, folder: RunFolder, metric: str, pairs: Sequence[Pair], handle: Any = None) -> None:
+    def __init__(self, folder: RunFolder, metric: str, handle: Any = None) -> None:
         self.folder = folder
         self.metric = metric
-        self.pairs = pairs
+        self.handle = handle
         self.updates = MaskedUpdates(handle) if handle is not None else None
         self.pending: Row = {}
 
@@ -68,7 +68,7 @@ class RecordEpochs(TrainerCallback):  # type: ignore[misc]
         row = make_row(state, self.pending, self.metric)
         self.pending = {}
         refuse_nan(row)
-        row |= measure_adapter(self.pairs)
+        row |= measure_adapter(self.handle)
         if self.updates is not None:
             row["masked_share"] = self.updates.take()
         if state.is_world_process_zero:
@@ -101,41 +101,46 @@ def make_row(state: Any, found: Row, metric: str) -> Row:
 
 
 @torch.no_grad()
-def measure_adapter(pairs: Sequence[Pair]) -> Row:
+def measure_adapter(handle: Any) -> Row:
     """Measure what the adapter has become, over all its pairs.
 
+    dW is that of the folded factors, as it would be saved now: with SoRA's gates and AdaLoRA's values in it.
+
     Args:
-        pairs: live; not mutated. None of them, as in full fine-tuning, gives an empty row.
+        handle: what `attach` returned; not changed. None, as in full fine-tuning, gives an empty row.
 
     Returns:
-        penalty (summed over modules, unweighted), and means over modules of what s B A has become: effective_rank,
-        stable_rank, rank (numerical, of singular values above rank_tolerance times the largest; the tolerance is
-        the widest of the modules'), orthogonality_loss `||dW dW^T - I||_F^2`, the orthogonality_floor no dW of r
-        directions gets below, and orthogonality_excess, the loss above it.
+        penalty (of the live factors, which are what it acts on; summed over modules, unweighted), and means over
+        modules of what dW = s B A has become: effective_rank, stable_rank, rank (numerical, of singular values above
+        rank_tolerance times the largest; the tolerance is the widest of the modules'), orthogonality_loss
+        `||dW dW^T - I||_F^2`, the orthogonality_floor no dW of r directions gets below, and orthogonality_excess, the
+        loss above it.
     """
-    if not pairs:
+    if handle is None:
         return {}
+    folded = handle.fold()
     sums: dict[str, float] = dict.fromkeys(("penalty", *_MEANS), 0.0)
     tolerance = 0.0
-    for stack in stack_pairs(pairs):
-        found = _measure_stack(stack)
+    for stack in stack_pairs(handle.pairs):
+        own = [folded[name] for name in stack.names]
+        found = _measure_stack(stack, Factors(torch.stack([A for A, _ in own]), torch.stack([B for _, B in own])))
         tolerance = max(tolerance, found.pop("rank_tolerance"))
         for name, value in found.items():
             sums[name] += value
-    means = {name: sums[name] / len(pairs) for name in _MEANS}
+    means = {name: sums[name] / len(handle.pairs) for name in _MEANS}
     return {"penalty": sums["penalty"], **means, "rank_tolerance": tolerance}
 
 
-def _measure_stack(stack: Stack) -> dict[str, float]:
+def _measure_stack(stack: Stack, folded: Factors) -> dict[str, float]:
     """Sums over the pairs of one shape, in float64; and the tolerance of their rank."""
-    factors = Factors(stack.factors.A.double(), stack.factors.B.double())
+    factors = Factors(folded.A.double(), folded.B.double())
     d_in, d_out = factors.A.shape[2], factors.B.shape[1]
     sigma = singular_values(factors, stack.scale)
-    tolerance = default_tolerance(d_out, d_in, stack.factors.A.dtype)
+    tolerance = default_tolerance(d_out, d_in, folded.A.dtype)
     excess = float(orthogonality_excess(sigma).sum())
     floor = float(len(stack) * (d_out - sigma.shape[-1]))
     return {
-        "penalty": float(penalty(factors).sum()),
+        "penalty": float(penalty(Factors(stack.A.double(), stack.B.double())).sum()),
         "effective_rank": float(effective_rank(sigma).sum()),
         "stable_rank": float(stable_rank(sigma).sum()),
         "rank": float(numerical_rank(sigma, tolerance).sum()),
