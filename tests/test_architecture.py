@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from tests.layers import LAYERS, LIBRARY
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "rmlora"
@@ -25,73 +26,6 @@ SEEDS = ("train", "heads", "demo", "bench", "cli")
 GLOBAL_SEEDS = ("torch.manual_seed", "torch.cuda.manual_seed_all", "torch.seed", "set_seed", "seed_everything")
 PRIVATE_GENERATORS = ("random.Random", "np.random.default_rng", "np.random.Generator")
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "cloudpickle", "marshal"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Modules (or packages) of the same height, and the layers below that they may see."""
-
-    modules: tuple[str, ...]
-    sees: tuple[str, ...]
-
-
-LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "sugar")
-LAYERS: dict[str, Layer] = {
-    "errors": Layer(("errors",), ()),
-    "ground": Layer(("files", "schedules", "draws", "leaves", "pairs"), ("errors",)),
-    "contract": Layer(("transform", "combine", "restrict"), ("errors", "ground")),
-    "links": Layer(("transforms",), ("errors", "ground", "contract")),
-    "methods": Layer(("methods",), ("errors", "ground", "contract", "links")),
-    "kernels": Layer(("kernels",), ("errors",)),
-    "engine": Layer(
-        (
-            "optimizers",
-            "step_hooks",
-            "gates",
-            "kept_rows",
-            "fast_layers",
-            "live",
-            "active",
-            "one_step",
-            "binding",
-            "bound_layers",
-            "saving",
-        ),
-        ("errors", "ground", "contract", "kernels"),
-    ),
-    "analysis": Layer(("analysis",), ("errors", "ground")),
-    "attach": Layer(
-        ("attach", "handle", "prune_export", "triplets"), ("errors", "ground", "contract", "engine", "analysis")
-    ),
-    "sugar": Layer(("peft_config",), ("errors", "ground", "contract", "methods", "engine", "attach")),
-    "package": Layer(("",), LIBRARY),
-    "tasks": Layer(("tasks", "config", "config_source"), ("errors", "ground")),
-    "models": Layer(("modeling", "adapting"), ("errors", "ground", "analysis", "tasks")),
-    "train": Layer(("run", "train"), (*LIBRARY, "package", "analysis", "tasks", "models")),
-    "heads": Layer(("heads",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
-    "compare": Layer(("compare",), (*LIBRARY, "package", "analysis", "tasks", "models", "train", "heads")),
-    "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),
-    "reproduce": Layer(("reproduce",), ("errors", "ground", "methods", "tasks", "train", "heads", "compare", "report")),
-    "demo": Layer(("demo",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
-    "bench": Layer(("bench",), (*LIBRARY, "tasks", "models", "train")),
-    "cli": Layer(
-        ("cli", "__main__", "commands"),
-        (
-            *LIBRARY,
-            "package",
-            "analysis",
-            "tasks",
-            "models",
-            "train",
-            "heads",
-            "compare",
-            "report",
-            "reproduce",
-            "demo",
-            "bench",
-        ),
-    ),
-}
 
 
 @cache

@@ -45,6 +45,7 @@ class FastPath:
     def __init__(self, pair: Pair, gates: tuple[Gate, Gate]) -> None:
         self.pair = pair
         self.gates = gates
+        self.factors = pair.factor_modules
         kind = type(pair.layer.get_base_layer())  # type: ignore[operator]
         self.is_transposed = f"{kind.__module__}.{kind.__qualname__}" == _TRANSPOSED
         self.is_plain = kind is nn.Linear or self.is_transposed
@@ -53,44 +54,40 @@ class FastPath:
     def __call__(self, layer: Linear, x: Tensor) -> Tensor | None:
         """Return the layer's output, or None where only PEFT's own forward gives it."""
         self._look_up(x)
-        base = layer.get_base_layer()
-        is_plain = self.is_plain and type(base.weight) in (nn.Parameter, Tensor)
-        dtype = _compute_dtype(base.weight, x) if is_plain else x.dtype
-        why = why_not(layer, self.pair, self.gates, x, dtype)
+        base = layer.base_layer
+        weight = base.weight
+        is_plain = self.is_plain and type(weight) in (nn.Parameter, Tensor)
+        dtype = _compute_dtype(weight, x) if is_plain else x.dtype
+        A, B = (cast(Tensor, module.weight) for module in self.factors)
+        why = why_not(layer, self.pair, self.gates) or _why_not_numbers(A, x, dtype)
         if why is not None:
             self.taken = f"reference: {why}"
             return None
-        return self._project(layer, base, x, dtype) if is_plain else self._correct(layer, base, x)
+        scale = float(layer.scaling[self.pair.adapter])
+        rows, columns = self.gates[0].rows, self.gates[1].rows
+        if not is_plain:
+            self.taken = "added"
+            return correct(scale, base(x), x, A, B, rows, columns)
+        way: Way = "fused"
+        if dtype in _MERGEABLE and weight.dtype == A.dtype == dtype:
+            way = self._choose(x, weight, A)
+        self.taken = way
+        return project(Plan(scale, way, self.is_transposed, dtype), x, weight, base.bias, A, B, rows, columns)
 
     def _look_up(self, x: Tensor) -> None:
         """Make sure that masks are this step's and on this device, as the gates would."""
-        adapter = self.gates[0].adapter
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        if not adapter.located:
-            adapter.locate()
-        rows = self.gates[0].rows
-        if rows is not None and rows.device != x.device:
-            adapter.prepare()
+        gate = self.gates[0]
+        if not gate.adapter.located:
+            gate.adapter.locate()
+        if gate.rows is not None and gate.rows.device != x.device:
+            gate.adapter.prepare()
 
-    def _project(self, layer: Linear, base: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-        A, B = self.pair.parameters
-        weight, bias = cast(Tensor, base.weight), cast("Tensor | None", base.bias)
-        way: Way = "fused"
-        if dtype in _MERGEABLE and weight.dtype == A.dtype == dtype:
-            d_in, d_out = weight.shape if self.is_transposed else weight.shape[::-1]
-            rows = self.gates[0].rows
-            learning = (A.shape[0] if rows is None else rows.shape[0]) if torch.is_grad_enabled() else 0
-            way = choose_way(x.numel() // max(d_in, 1), d_in, d_out, A.shape[0], learning)
-        self.taken = way
-        plan = Plan(float(layer.scaling[self.pair.adapter]), way, self.is_transposed, dtype)
-        return project(plan, x, weight, bias, A, B, *(gate.rows for gate in self.gates))
-
-    def _correct(self, layer: Linear, base: nn.Module, x: Tensor) -> Tensor:
-        A, B = self.pair.parameters
-        self.taken = "added"
-        scale = float(layer.scaling[self.pair.adapter])
-        return correct(scale, base(x), x, A, B, *(gate.rows for gate in self.gates))
+    def _choose(self, x: Tensor, weight: Tensor, A: Tensor) -> Way:
+        d_in, d_out = weight.shape if self.is_transposed else weight.shape[::-1]
+        rows, r = self.gates[0].rows, A.shape[0]
+        return choose_way(x.numel() // max(d_in, 1), d_in, d_out, r, r if rows is None else rows.shape[0])
 
 
 class FastLinear(Linear):  # type: ignore[misc]
@@ -106,28 +103,27 @@ class FastLinear(Linear):  # type: ignore[misc]
         return cast(Tensor, super().forward(x, *args, **kwargs)) if y is None else y
 
 
-def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate], x: Tensor, dtype: torch.dtype) -> str | None:
-    """Say why a call has to take PEFT's own forward; None if it does not."""
-    base = layer.get_base_layer()
-    A, B = pair.factor_modules
+def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate]) -> str | None:
+    """Say why a layer has to take PEFT's own forward now; None if it does not."""
+    base, factors = layer.base_layer, pair.factor_modules
     dropout = layer.lora_dropout[pair.adapter]
     if layer.disable_adapters:
         return "its adapters are disabled"
     if layer.merged:
         return "it is merged"
-    if pair.variant is not None:
+    if pair.adapter in layer.lora_variant:
         return pair.variant
-    if layer.training and not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0.0:
+    if type(dropout) is not nn.Identity and getattr(dropout, "p", 1.0) > 0.0:
         return "lora_dropout draws for every entry of its input"
-    if any(type(module) is not GatedLinear or module.bias is not None for module in (A, B)):
+    if any(type(module) is not GatedLinear or module.bias is not None for module in factors):
         return "A or B is more than a matrix"
-    if any(getattr(module, hooks) for module in (base, A, B) for hooks in _HOOKS):
+    if any(module.__dict__[hooks] for module in (base, *factors) for hooks in _HOOKS):
         return "hooks on its inner modules"
-    if any(parameter.requires_grad for name, parameter in base.named_parameters() if name != "bias"):
+    if base.weight.requires_grad:
         return "its frozen weight is trained too"
     if any(gate.kept is not None and gate.rows is None for gate in gates):
         return "its neighbours keep another number of directions"
-    return _why_not_numbers(pair.parameters[0], x, dtype)
+    return None
 
 
 def _why_not_numbers(A: Tensor, x: Tensor, dtype: torch.dtype) -> str | None:

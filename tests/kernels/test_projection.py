@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rmlora.kernels.correction import correct
 from rmlora.kernels.cost import choose_way
 from rmlora.kernels.projection import Plan, project
+from rmlora.kernels.skinny import read_through, sum_outer
 
 WAYS = ("fused", "merged")
 SCALE = 0.7
@@ -183,6 +184,25 @@ def test_fused_the_gradients_of_masked_directions_are_not_computed():
     frozen, beside = tokens * d_in * d_out, tokens * r * (d_in + d_out)
     got = count(tokens, d_in, d_out, r, "fused", torch.arange(kept))
     assert got == 2 * frozen + 2 * beside + tokens * kept * (d_in + d_out)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "k", "d"), [(256, 1, 3), (257, 8, 1024), (303, 16, 7), (400, 4, 2000), (300, 17, 5)]
+)
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "broadcast"])
+def test_split_products_are_the_products(tokens, k, d, layout):
+    generator = torch.Generator().manual_seed(0)
+    few, rows, wide = (torch.randn(*shape, generator=generator) for shape in ((tokens, k), (k, d), (tokens, 2 * d)))
+    large = {
+        "contiguous": wide[:, :d].contiguous(),
+        "strided": wide[:, ::2],
+        "broadcast": wide[:1, :d].expand(tokens, d),
+    }
+    large = large[layout]
+    expected = few.double().t() @ large.double()
+    assert (sum_outer(few, large) - expected).norm() <= 1e-6 * expected.norm()
+    expected = large.double() @ rows.double().t()
+    assert (read_through(large, rows) - expected).norm() <= 1e-6 * expected.norm()
 
 
 @given(st.integers(1, 4096), st.integers(1, 4096), st.integers(1, 128))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rmlora.kernels.rows import choose_rows, spread_rows
+from rmlora.kernels.skinny import read_through, sum_outer
 
 
 def correct(
@@ -56,7 +57,7 @@ class _Correction(torch.autograd.Function):
         columns: Tensor | None,
     ) -> Tensor:
         """Compute the sum; keep x, the factors, and the `(tokens, r)` between them."""
-        inner = x.reshape(-1, x.shape[-1]) @ A.t()
+        inner = read_through(x.reshape(-1, x.shape[-1]), A)
         y = torch.addmm(output.reshape(-1, output.shape[-1]), inner, B.t(), alpha=scale)
         ctx.scale = scale
         ctx.save_for_backward(x, A, B, rows, columns, inner)
@@ -69,14 +70,15 @@ class _Correction(torch.autograd.Function):
         _, needs_output, needs_x, needs_A, needs_B, _, _ = ctx.needs_input_grad
         g, flat = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         whole = needs_x or rows is None
-        outer = g @ (ctx.scale * choose_rows(B.t(), None if whole else rows)).t()
+        outer = read_through(g, ctx.scale * choose_rows(B.t(), None if whole else rows))
         dx = (outer @ A).view(x.shape) if needs_x else None
         dA = dB = None
         if needs_A:
-            dA = spread_rows((outer.index_select(1, rows) if whole and rows is not None else outer).t() @ flat, rows, A)
+            chosen = outer.index_select(1, rows) if whole and rows is not None else outer
+            dA = spread_rows(sum_outer(chosen, flat), rows, A)
         if needs_B:
             if torch.is_grad_enabled():  # to be differentiated again, it must depend on its inputs
-                inner = flat @ A.t()
+                inner = read_through(flat, A)
             inner = inner if columns is None else inner.index_select(1, columns)
-            dB = spread_rows((ctx.scale * inner).t() @ g, columns, B.t()).t()
+            dB = spread_rows(sum_outer(ctx.scale * inner, g), columns, B.t()).t()
         return None, grad if needs_output else None, dx, dA, dB, None, None

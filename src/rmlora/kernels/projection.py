@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rmlora.kernels.cost import Way
 from rmlora.kernels.rows import choose_rows, spread_rows
+from rmlora.kernels.skinny import read_through, sum_outer
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def project(
     Source:
         RM-LoRA, arXiv:2407.12074, Sec. 4.3, proposes not to compute the gradients of masked positions.
     """
-    x, weight, A, B = (tensor.to(plan.dtype) for tensor in (x, weight, A, B))
-    bias = None if bias is None else bias.to(plan.dtype)
+    if not x.dtype == weight.dtype == A.dtype == B.dtype == plan.dtype:
+        x, weight, A, B = (tensor.to(plan.dtype) for tensor in (x, weight, A, B))
+        bias = None if bias is None else bias.to(plan.dtype)
     return _Projection.apply(plan, x, weight, bias, A, B, rows, columns)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -91,7 +93,7 @@ class _Projection(torch.autograd.Function):
     ) -> Tensor:
         """Compute the output; keep x, what lives anyway, and fused the `(tokens, r)` between A and B."""
         flat = x.reshape(-1, x.shape[-1])
-        inner = flat @ A.t() if plan.way == "fused" else None
+        inner = read_through(flat, A) if plan.way == "fused" else None
         transposed = _transposed(plan, weight, A, B)
         y = flat @ transposed if bias is None else torch.addmm(bias, flat, transposed)
         if inner is not None:
@@ -109,13 +111,13 @@ class _Projection(torch.autograd.Function):
         dx, outer = _back_through(ctx.plan, g, weight, A, B, rows, needs_x)
         dA = dB = db = None
         if needs_A:
-            dA = spread_rows(outer.t() @ flat, rows, A)
+            dA = spread_rows(sum_outer(outer, flat), rows, A)
         if needs_B:
             if inner is None or torch.is_grad_enabled():  # to be differentiated again, it must depend on its inputs
-                inner = flat @ choose_rows(A, columns).t()
+                inner = read_through(flat, choose_rows(A, columns))
             elif columns is not None:
                 inner = inner.index_select(1, columns)
-            dB = spread_rows((ctx.plan.scale * inner).t() @ g, columns, B.t()).t()
+            dB = spread_rows(sum_outer(ctx.plan.scale * inner, g), columns, B.t()).t()
         if needs_bias and ctx.has_bias:
             db = g.sum(0)
         return None, None if dx is None else dx.view(x.shape), None, db, dA, dB, None, None
@@ -135,8 +137,8 @@ def _back_through(
 ) -> tuple[Tensor | None, Tensor]:
     """The gradient of the input `(tokens, d_in)`, and `s g B` of the kept rows `(tokens, k)`."""
     if plan.way == "merged" or not needs_x:
-        outer = g @ (plan.scale * choose_rows(B.t(), rows)).t()
+        outer = read_through(g, plan.scale * choose_rows(B.t(), rows))
         return (g @ _transposed(plan, weight, A, B).t() if needs_x else None), outer
-    outer = g @ (plan.scale * B.t().contiguous()).t()
+    outer = read_through(g, plan.scale * B.t().contiguous())
     dx = (g @ _transposed(plan, weight, A, B).t()).addmm_(outer, A)
     return dx, outer if rows is None else outer.index_select(1, rows)
