@@ -121,4 +121,4 @@ def make_layer(config: RunConfig, d_in: int, outputs: int) -> Layer:
         model = get_peft_model(head, adapter)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"PEFT refuses the lora settings: {' '.join(str(error).split())[:300]}") from error
-    return Layer(model, W0, attach(model, transform, seed=config.training.seed))
+    return Layer(model, W0, attach(model, transform, seed=config.training.seed, fast=config.training.fast))

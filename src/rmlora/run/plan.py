@@ -144,7 +144,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
         num_steps = config.training.epochs * _steps_per_epoch(config, len(encoded["train"]))
         is_triplets = method.adapts == "ADALORA"
         model = add_triplets(loaded, config, transform, num_steps) if is_triplets else add_adapter(loaded, config)
-        handle = attach(model, transform, seed=config.training.seed)
+        handle = attach(model, transform, seed=config.training.seed, fast=config.training.fast)
     return Plan(
         config=config,
         method=method,
