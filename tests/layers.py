@@ -27,6 +27,7 @@ LAYERS: dict[str, Layer] = {
             "step_hooks",
             "gates",
             "kept_rows",
+            "siblings",
             "fast_layers",
             "live",
             "active",

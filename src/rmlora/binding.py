@@ -19,9 +19,11 @@ from rmlora.optimizers import (
     is_phantom_step,
     live_optimizers,
     read_counters,
+    read_siblings,
     read_state,
     refuse_foreign_parameters,
     write_counters,
+    write_siblings,
     write_state,
 )
 from rmlora.pairs import Pair
@@ -116,6 +118,9 @@ class Binding(LiveAdapter):
                 f"attach with seed={seed}, or every mask from here on would differ"
             )
         self.step = step
+        number = read_siblings(groups, self.adapter)
+        if number is not None:
+            self.siblings.decode(number, self.pairs)
         self._regroup()
         self.state = tuple(
             read_state(optimizer, self.adapter, stack, tensors)
@@ -174,7 +179,11 @@ class Binding(LiveAdapter):
             self.state = current.state
             self.step += 1
             self.microbatch = 0
-            write_counters(self._held(optimizer), self.adapter, self.step, self.seed)
+            held = self._held(optimizer)
+            write_counters(held, self.adapter, self.step, self.seed)
+            self.siblings.drop()
+            self.siblings.settle(self.pairs)
+            write_siblings(held, self.adapter, self.siblings.encode(self.pairs))
             self.prepare()
 
     def _context_of(self, optimizer: Optimizer) -> Context:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rmlora.gates import Gate, GatedLinear
 from rmlora.kernels.correction import correct
 from rmlora.kernels.cost import Way, choose_way
-from rmlora.kernels.projection import Plan, project
+from rmlora.kernels.projection import Plan, Projection, project
 from rmlora.pairs import Pair
 
 _FAST = "rmlora_fast"
@@ -54,25 +54,63 @@ class FastPath:
     def __call__(self, layer: Linear, x: Tensor) -> Tensor | None:
         """Return the layer's output, or None where only PEFT's own forward gives it."""
         self._look_up(x)
+        is_shared = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        siblings = self.gates[0].adapter.siblings
+        ready = siblings.take(self.pair, x) if is_shared else None
+        if ready is not None:
+            return ready
+        if not self._is_plain(layer):
+            return self._correct(layer, x)
+        own = self.projection(layer, x)
+        if own is None:
+            return None
+        if is_shared:
+            siblings.observe(self.pair, x)
+            return self._project_together(own, x)
+        return project(x, [own])[0]
+
+    def projection(self, layer: Linear, x: Tensor) -> Projection | None:
+        """Return what the layer computes from x, or None where PEFT's own forward has to."""
         base = layer.base_layer
         weight = base.weight
-        is_plain = self.is_plain and type(weight) in (nn.Parameter, Tensor)
-        dtype = _compute_dtype(weight, x) if is_plain else x.dtype
+        dtype = _compute_dtype(weight, x)
         A, B = (cast(Tensor, module.weight) for module in self.factors)
-        why = why_not(layer, self.pair, self.gates) or _why_not_numbers(A, x, dtype)
-        if why is not None:
-            self.taken = f"reference: {why}"
+        if self._has_reason(layer, A, x, dtype) or not self._is_plain(layer):
             return None
-        scale = float(layer.scaling[self.pair.adapter])
-        rows, columns = self.gates[0].rows, self.gates[1].rows
-        if not is_plain:
-            self.taken = "added"
-            return correct(scale, base(x), x, A, B, rows, columns)
         way: Way = "fused"
         if dtype in _MERGEABLE and weight.dtype == A.dtype == dtype:
             way = self._choose(x, weight, A)
         self.taken = way
-        return project(Plan(scale, way, self.is_transposed, dtype), x, weight, base.bias, A, B, rows, columns)
+        plan = Plan(float(layer.scaling[self.pair.adapter]), way, self.is_transposed, dtype)
+        return Projection(plan, weight, base.bias, A, B, self.gates[0].rows, self.gates[1].rows)
+
+    def _project_together(self, own: Projection, x: Tensor) -> Tensor:
+        """Compute this layer's output and those of its siblings, which will ask for theirs."""
+        adapter = self.gates[0].adapter
+        others = {pair: adapter.fast[pair].projection(pair.layer, x) for pair in adapter.siblings.of(self.pair)}
+        given = {pair: found for pair, found in others.items() if found is not None}
+        y, *rest = project(x, [own, *given.values()])
+        for pair, output in zip(given, rest, strict=True):
+            adapter.siblings.put(pair, x, output)
+        return y
+
+    def _correct(self, layer: Linear, x: Tensor) -> Tensor | None:
+        A, B = (cast(Tensor, module.weight) for module in self.factors)
+        if self._has_reason(layer, A, x, x.dtype):
+            return None
+        self.taken = "added"
+        scale = float(layer.scaling[self.pair.adapter])
+        return correct(scale, layer.base_layer(x), x, A, B, self.gates[0].rows, self.gates[1].rows)
+
+    def _has_reason(self, layer: Linear, A: Tensor, x: Tensor, dtype: torch.dtype) -> bool:
+        """Whether PEFT's own forward has to run, and note why."""
+        why = why_not(layer, self.pair, self.gates) or _why_not_numbers(A, x, dtype)
+        if why is not None:
+            self.taken = f"reference: {why}"
+        return why is not None
+
+    def _is_plain(self, layer: Linear) -> bool:
+        return self.is_plain and type(layer.base_layer.weight) in (nn.Parameter, Tensor)
 
     def _look_up(self, x: Tensor) -> None:
         """Make sure that masks are this step's and on this device, as the gates would."""
@@ -111,6 +149,8 @@ def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate]) -> str | None:
         return "its adapters are disabled"
     if layer.merged:
         return "it is merged"
+    if layer.active_adapters != [pair.adapter]:
+        return "other adapters are active"
     if pair.adapter in layer.lora_variant:
         return pair.variant
     if type(dropout) is not nn.Identity and getattr(dropout, "p", 1.0) > 0.0:

@@ -7,13 +7,14 @@ pass is the parent's, operation for operation.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 from rmlora.pairs import Pair
+from rmlora.siblings import Siblings
 from rmlora.transform import ForwardContext, Transform
 
 
@@ -22,6 +23,8 @@ class Owner(Protocol):
 
     located: bool
     forward_hooks: frozenset[str]
+    siblings: Siblings
+    fast: dict[Pair, Any]
 
     @property
     def method(self) -> Transform:

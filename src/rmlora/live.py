@@ -15,6 +15,7 @@ from rmlora.gates import Gate, can_gate, close_gates, open_gates
 from rmlora.kept_rows import KeptRows
 from rmlora.optimizers import refuse_foreign_parameters
 from rmlora.pairs import Factors, Kept, Pair, Stack, stack_pairs
+from rmlora.siblings import Siblings
 from rmlora.transform import Context, ForwardContext, State
 
 FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs"})
@@ -33,6 +34,7 @@ class LiveAdapter:
         stacks: the same pairs, grouped by shape.
         masks: this step's masks, per stack.
         fast: the pairs whose layers may take the fast path.
+        siblings: which of them read the same input.
         state: the chain's state, per stack.
         forward_hooks: the hooks of the method that act in the forward pass.
         located: whether the first training forward has looked for the optimizer.
@@ -56,6 +58,7 @@ class LiveAdapter:
         self.stacks: list[Stack] = []
         self.masks: list[KeptRows | None] = []
         self.fast: dict[Pair, FastPath] = {}
+        self.siblings = Siblings()
         self._wants_fast = fast and not self.forward_hooks
         self.state: State = ()
         self._places: dict[Pair, tuple[int, int]] = {}

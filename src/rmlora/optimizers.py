@@ -131,6 +131,18 @@ def read_counters(groups: Iterable[Group], adapter: str) -> tuple[int, int] | No
     return None
 
 
+def write_siblings(groups: Iterable[Group], adapter: str, number: int) -> None:
+    """Put which layers share their input beside the counters; a number, as distributed checkpoints take no text."""
+    for group in groups:
+        group[f"{_PREFIX}siblings_{adapter}"] = number
+
+
+def read_siblings(groups: Iterable[Group], adapter: str) -> int | None:
+    """Return what `write_siblings` wrote; None if nothing."""
+    key = f"{_PREFIX}siblings_{adapter}"
+    return next((int(group[key]) for group in groups if key in group), None)
+
+
 def write_state(optimizer: Optimizer, adapter: str, stack: Stack, tensors: dict[str, Tensor]) -> None:
     """Put a stack's state tensors into the optimizer's state, pair by pair, under A's parameter."""
     stateless = not any(optimizer.state.values())

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rmlora.kernels.correction import correct
 from rmlora.kernels.cost import choose_way
-from rmlora.kernels.projection import Plan, project
+from rmlora.kernels.projection import Plan, Projection, project
 from rmlora.kernels.skinny import read_through, sum_outer
 
 WAYS = ("fused", "merged")
@@ -79,7 +79,7 @@ def gradients(function, x, A, B):
 def fast(problem, way, weight, bias, dtype):
     plan = Plan(SCALE, way, problem["is_transposed"], dtype)
     index = positions(problem["rows"]), positions(problem["columns"])
-    return lambda x, A, B: project(plan, x, weight, bias, A, B, *index)
+    return lambda x, A, B: project(x, [Projection(plan, weight, bias, A, B, *index)])[0]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -168,7 +168,7 @@ def count(tokens, d_in, d_out, r, way, rows):
     A, B = torch.randn(r, d_in, requires_grad=True), torch.randn(d_out, r, requires_grad=True)
     added = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}  # which the counter does not know
     with FlopCounterMode(display=False, custom_mapping=added) as counter:
-        project(Plan(1.0, way, False, x.dtype), x, weight, None, A, B, rows, rows).sum().backward()
+        project(x, [Projection(Plan(1.0, way, False, x.dtype), weight, None, A, B, rows, rows)])[0].sum().backward()
     return counter.get_total_flops() // 2
 
 
