@@ -1,4 +1,4 @@
-"""Print README.md's tables from the rows beside this file: python table.py"""
+"""Print README.md's two tables from the rows beside this file: python table.py"""
 
 import json
 from pathlib import Path
@@ -17,6 +17,24 @@ def main() -> None:
                 print(told(row))
 
 
+def show_operators(path: Path, top: int = 6) -> None:
+    """Print by how many ms of self time the operators of a step differ from the floor's, the largest first."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        if row["kind"] == "operator":
+            of_model = found.setdefault(row["model"], {})
+            of_model.setdefault(row["contender"], {})[row["operator"]] = 1000 * row["self_s"]
+    print("| | floor, ms | operator | PEFT | RM-LoRA |")
+    print("|---|---|---|---|---|")
+    for model, of in found.items():
+        floor, ours = of["floor"], of["rmlora"]
+        more = {name: ours.get(name, 0.0) - floor.get(name, 0.0) for name in floor | ours}
+        for name in sorted(more, key=lambda name: -abs(more[name]))[:top]:
+            peft = of["peft"].get(name, 0.0) - floor.get(name, 0.0)
+            print(f"| {model} | {sum(floor.values()):.0f} | `{name}` | {peft:+.1f} | {more[name]:+.1f} |")
+
+
 def told(row: dict) -> str:
     settings, ratios, memory = row["settings"], row["ratios"], row["memory"]
     ours, gain = TARGETS[settings["r"]]
@@ -29,7 +47,7 @@ def told(row: dict) -> str:
         f"<= {ours}",
         spread(ratios["peft/rmlora"]),
         f">= {gain}",
-        f"{row['hook_shares']['rmlora']:.2%}",
+        f"{row['hook_shares']['rmlora']['median']:.2%}",
         f"{excess:.2f}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -41,3 +59,4 @@ def spread(ratio: dict) -> str:
 
 if __name__ == "__main__":
     main()
+    show_operators(HERE / "rows-float32-r8.jsonl")
