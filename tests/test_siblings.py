@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -136,3 +137,30 @@ def test_what_is_written_is_read():
     assert read.groups == written.groups
     read.decode(0b10, handle.pairs)
     assert set(read.groups) == set(handle.pairs[1:])
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_trains_to_the_same_weights(use_reentrant):
+    found = []
+    for checkpointed in (False, True):
+        model, handle = start()
+        if checkpointed:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        tiny.train(model, "bert", torch.optim.SGD(tiny.trained(model), lr=0.1), range(4))
+        assert names(handle) == [("query", "key", "value")]
+        assert not handle._binding.siblings._ready
+        found.append(tiny.learnt(model))
+    assert tiny.distance(*found) < 1e-12
+
+
+def test_a_deep_copy_keeps_its_own_siblings():
+    model, handle = start()
+    tiny.train(model, "bert", tiny.adamw(model), range(2))
+    twin = copy.deepcopy(model)
+    (own,) = rmlora.attached(twin)
+    assert names(own) == names(handle)
+    assert not set(own.pairs) & set(handle.pairs)
+    for each in (model, twin):
+        tiny.train(each, "bert", torch.optim.SGD(tiny.trained(each), lr=0.1), range(2, 4))
+    assert tiny.distance(tiny.learnt(model), tiny.learnt(twin)) == 0.0
