@@ -183,7 +183,7 @@ class Binding(LiveAdapter):
             write_counters(held, self.adapter, self.step, self.seed)
             self.siblings.drop()
             self.siblings.settle(self.pairs)
-            write_siblings(held, self.adapter, self.siblings.encode(self.pairs))
+            write_siblings(held, self.adapter, self.siblings.number)
             self.prepare()
 
     def _context_of(self, optimizer: Optimizer) -> Context:

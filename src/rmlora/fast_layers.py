@@ -45,7 +45,6 @@ class FastPath:
     def __init__(self, pair: Pair, gates: tuple[Gate, Gate]) -> None:
         self.pair = pair
         self.gates = gates
-        self.factors = pair.factor_modules
         kind = type(pair.layer.get_base_layer())  # type: ignore[operator]
         self.is_transposed = f"{kind.__module__}.{kind.__qualname__}" == _TRANSPOSED
         self.is_plain = kind is nn.Linear or self.is_transposed
@@ -74,7 +73,7 @@ class FastPath:
         base = layer.base_layer
         weight = base.weight
         dtype = _compute_dtype(weight, x)
-        A, B = (cast(Tensor, module.weight) for module in self.factors)
+        A, B = (cast(Tensor, module.weight) for module in self.pair.factor_modules)
         if self._has_reason(layer, A, x, dtype) or not self._is_plain(layer):
             return None
         way: Way = "fused"
@@ -95,7 +94,7 @@ class FastPath:
         return y
 
     def _correct(self, layer: Linear, x: Tensor) -> Tensor | None:
-        A, B = (cast(Tensor, module.weight) for module in self.factors)
+        A, B = (cast(Tensor, module.weight) for module in self.pair.factor_modules)
         if self._has_reason(layer, A, x, x.dtype):
             return None
         self.taken = "added"

@@ -13,16 +13,18 @@ class KeptRows:
 
     Attributes:
         kept: booleans `(n, r)` for A and for B.
-        rows: int64 `(n, k)` for A and for B, ascending; None where pairs keep different numbers.
+        finds_rows: whether somebody asks for positions: they cost a sort, and without a count a wait for the device.
+        rows: int64 `(n, k)` for A and for B, ascending; None where pairs keep different numbers, or nobody asks.
     """
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: Kept, finds_rows: bool = True) -> None:
         self.kept = Kept(kept.A.clone(), kept.B.clone())
-        self.rows = find_rows(kept)
+        self.finds_rows = finds_rows
+        self.rows = find_rows(kept) if finds_rows else None
 
     def replace(self, kept: Kept) -> bool:
         """Take another step's mask in place; False, with nothing changed, if the shapes do not allow it."""
-        rows = find_rows(kept)
+        rows = find_rows(kept) if self.finds_rows else None
         new, old = (() if both is None else both for both in (rows, self.rows))
         if [side.shape for side in new] != [side.shape for side in old]:
             return False

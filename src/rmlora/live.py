@@ -106,7 +106,8 @@ class LiveAdapter:
             if new is None and mask is None:
                 continue
             if new is None or mask is None or not mask.replace(new):
-                self.masks[i] = None if new is None else KeptRows(new)
+                is_fast = any(pair in self.fast for pair in stack.pairs)
+                self.masks[i] = None if new is None else KeptRows(new, is_fast)
                 self._show_mask(stack, self.masks[i])
 
     def path_of(self, pair: Pair) -> str:

@@ -7,7 +7,7 @@ in another order round differently, and a resumed run has to equal one that neve
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,10 +21,12 @@ class Siblings:
 
     Attributes:
         groups: for every pair that has some, itself and its siblings, in the model's order; None until known.
+        number: the groups as a number whose bit i says that pairs i and i + 1 are siblings; 0 until known.
     """
 
     def __init__(self) -> None:
         self.groups: dict[Pair, tuple[Pair, ...]] | None = None
+        self.number = 0
         self._runs: set[tuple[Pair, ...]] = set()
         self._run: tuple[Pair, ...] = ()
         self._input: tuple[weakref.ref[Tensor], int] | None = None
@@ -50,15 +52,11 @@ class Siblings:
                 company.setdefault(pair, set()).add(frozenset(run) if len(set(run)) == len(run) else frozenset())
         always = {pair: next(iter(found)) for pair, found in company.items() if len(found) == 1}
         joined = (b in always.get(a, ()) and always[a] == always.get(b) for a, b in pairwise(pairs))
-        self.decode(_number(joined), pairs)
-
-    def encode(self, pairs: Sequence[Pair]) -> int:
-        """Return the groups as a number whose bit i says that pairs i and i + 1 are siblings."""
-        groups = self.groups or {}
-        return _number(b in groups.get(a, ()) for a, b in pairwise(pairs))
+        self.decode(sum(1 << i for i, bit in enumerate(joined) if bit), pairs)
 
     def decode(self, number: int, pairs: Sequence[Pair]) -> None:
-        """Take the groups that `encode` wrote."""
+        """Take the groups that a number says."""
+        self.number = number
         self._runs, self._run, self._input, self.groups = set(), (), None, {}
         group: tuple[Pair, ...] = ()
         for i, pair in enumerate(pairs):
@@ -84,8 +82,4 @@ class Siblings:
         self._ready.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"groups": self.groups, "_runs": set(), "_run": (), "_input": None, "_ready": {}}
-
-
-def _number(bits: Iterable[bool]) -> int:
-    return sum(1 << i for i, bit in enumerate(bits) if bit)
+        return {"groups": self.groups, "number": self.number, "_runs": set(), "_run": (), "_input": None, "_ready": {}}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from rmlora.compare.agenda import Agenda
@@ -13,6 +14,7 @@ from rmlora.compare.cells import Cell
 from rmlora.compare.reading import make_study
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
+from rmlora.errors import ConfigError
 
 RUN = """
 import sys, torch
@@ -21,6 +23,14 @@ from rmlora.compare.reading import read_study
 from rmlora.compare.running import compare
 compare(read_study(Path(sys.argv[1])), workers=int(sys.argv[2]), threads=1, backend=sys.argv[3])
 """
+
+
+def assert_refused(message: str, *where: Any, **changes: Any) -> None:
+    """Hold that a study so changed is refused when it is read, in one line that names it."""
+    with pytest.raises(ConfigError, match=message) as refused:
+        study(*where, **changes)
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith("study: ")
 
 
 def settings(model: Path, files: tuple[Path, Path], output: Path, **changes: Any) -> dict[str, Any]:

@@ -73,10 +73,7 @@ def test_rates_of_an_entry_are_those_of_all_its_points_and_the_budget_is_told() 
     ],
 )
 def test_a_study_that_is_wrong_or_unfair_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as refused:
-        studies.study(*HERE, **changes)
-    assert "\n" not in str(refused.value)
-    assert str(refused.value).startswith("study: ")
+    studies.assert_refused(message, *HERE, **changes)
 
 
 @pytest.mark.parametrize(
