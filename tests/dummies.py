@@ -88,3 +88,13 @@ class NeedsReplicas(Transform):
     """Something that attaching alone cannot give."""
 
     needs: ClassVar[frozenset] = frozenset({"a replicated batch"})
+
+
+@dataclass(frozen=True)
+class BeginAt(Transform):
+    """Begin with factors of one value, whatever PEFT drew."""
+
+    value: float = 0.5
+
+    def begin(self, pairs, factors):
+        return [Factors(torch.full_like(f.A, self.value), torch.full_like(f.B, self.value)) for f in factors]

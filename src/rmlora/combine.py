@@ -54,6 +54,12 @@ class Chain(Transform):
         """Join the links' states; link i's keys begin with `i/`."""
         return self._join([link.init(pairs) for link in self.links], len(pairs))
 
+    def begin(self, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
+        """Apply each link's `begin` in order."""
+        for link, _ in self._using("begin", ()):
+            factors = link.begin(pairs, factors)
+        return factors
+
     def inputs(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
         """Apply each link's `inputs` in order."""
         for link, part in self._using("inputs", (state,)):

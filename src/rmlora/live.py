@@ -73,13 +73,17 @@ class LiveAdapter:
         refuse_foreign_parameters(pairs)
         for pair in pairs if self.forward_hooks else ():
             _refuse_other_forward(pair)
-        self.method.init(stack_pairs(pairs, self._partition, self.seed))
+        stacks = stack_pairs(pairs, self._partition, self.seed)
+        self.method.init(stacks)
+        begun = self.method.begin(stacks, [s.factors for s in stacks]) if "begin" in self.method.hooks() else None
         for pair in pairs:
             if can_gate(pair):
                 self.gates[pair] = open_gates(pair, self)
                 if self._wants_fast and can_be_fast(pair):
                     self.fast[pair] = open_fast(pair, self.gates[pair])
             self.pairs.append(pair)
+        for stack, factors in zip(stacks, begun, strict=True) if begun is not None else ():
+            _write_factors(stack, factors)
 
     def locate(self) -> None:
         """Look for what trains the pairs, at the first training forward; nothing here."""
@@ -204,6 +208,13 @@ class LiveAdapter:
             for i, gate in enumerate(self.gates.get(pair, ())):
                 gate.kept = None if mask is None else (mask.kept.A, mask.kept.B)[i][row]
                 gate.rows = None if rows is None else rows[i][row]
+
+
+@torch.no_grad()
+def _write_factors(stack: Stack, factors: Factors) -> None:
+    for row, pair in enumerate(stack.pairs):
+        for parameter, value in zip(pair.parameters, (factors.A, factors.B), strict=True):
+            parameter.copy_(value[row].view_as(parameter))
 
 
 def _refuse_other_forward(pair: Pair) -> None:

@@ -58,6 +58,11 @@ class Only(Transform):
             raise MethodError(f"only({self.pattern!r}) matches none of the {num} modules, such as {pairs[0].names[0]}")
         return self._spread(pairs, self.inner.init([pairs[i] for i in inside]), tuple({} for _ in pairs))
 
+    def begin(self, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
+        """Begin the matching stacks."""
+        i = self._inside(pairs)
+        return self._spread(pairs, self.inner.begin(_at(pairs, i), _at(factors, i)), factors)
+
     def inputs(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
         """Apply the inner transform where the name matches."""
         return self.inner.inputs(state, x, ctx) if self._matches(ctx.name) else x

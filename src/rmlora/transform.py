@@ -24,7 +24,7 @@ A tensor that requires a gradient is a leaf: backward accumulates into its `.gra
 Moments = tuple[dict[str, Factors], ...]
 """The optimizer's per-element state of the pairs (`exp_avg`, ...): one dict per stack."""
 
-HOOKS = ("inputs", "ranks", "outputs", "keep", "grads", "project", "fold")
+HOOKS = ("begin", "inputs", "ranks", "outputs", "keep", "grads", "project", "fold")
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,13 @@ class Transform:
     def init(self, pairs: Sequence[Stack]) -> State:
         """Return the state before the first step; raise `MethodError` if the pairs do not suit the link."""
         return tuple({} for _ in pairs)
+
+    def begin(self, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
+        """Return the factors that training begins with, for a method that does not start from PEFT's own.
+
+        Called once, when attached; what is loaded afterwards (a resumed run) replaces them.
+        """
+        return factors
 
     def inputs(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
         """Change what enters A, `(..., d_in)`. `state` holds this pair's slices."""
