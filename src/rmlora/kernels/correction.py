@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmlora.kernels.recipes import can_remake, remake
 from rmlora.kernels.rows import choose_rows, spread_rows
 from rmlora.kernels.skinny import read_through, sum_outer
 
@@ -38,8 +39,9 @@ def correct(
         >>> correct(0.5, torch.zeros(1, 2), torch.ones(1, 3), torch.ones(1, 3), torch.ones(2, 1))
         tensor([[1.5000, 1.5000]])
     """
+    maker = x.grad_fn if can_remake(x) else None
     x, A, B = (tensor.to(output.dtype) for tensor in (x, A, B))
-    return _Correction.apply(scale, output, x, A, B, rows, columns)  # type: ignore[no-any-return,no-untyped-call]
+    return _Correction.apply(scale, maker, output, x, A, B, rows, columns)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Correction(torch.autograd.Function):
@@ -49,6 +51,7 @@ class _Correction(torch.autograd.Function):
     def forward(
         ctx: Any,
         scale: float,
+        maker: Any,
         output: Tensor,
         x: Tensor,
         A: Tensor,
@@ -56,18 +59,19 @@ class _Correction(torch.autograd.Function):
         rows: Tensor | None,
         columns: Tensor | None,
     ) -> Tensor:
-        """Compute the sum; keep x, the factors, and the `(tokens, r)` between them."""
+        """Compute the sum; keep x or what made it, the factors, and the `(tokens, r)` between them."""
         inner = read_through(x.reshape(-1, x.shape[-1]), A)
         y = torch.addmm(output.reshape(-1, output.shape[-1]), inner, B.t(), alpha=scale)
-        ctx.scale = scale
-        ctx.save_for_backward(x, A, B, rows, columns, inner)
+        ctx.scale, ctx.maker = scale, maker
+        ctx.save_for_backward(None if maker is not None else x, A, B, rows, columns, inner)
         return y.view(output.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Compute gradients of the base's output, of x, and of the kept directions."""
         x, A, B, rows, columns, inner = ctx.saved_tensors
-        _, needs_output, needs_x, needs_A, needs_B, _, _ = ctx.needs_input_grad
+        x = remake(ctx.maker).to(A.dtype) if x is None else x
+        _, _, needs_output, needs_x, needs_A, needs_B, _, _ = ctx.needs_input_grad
         g, flat = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         whole = needs_x or rows is None
         outer = read_through(g, ctx.scale * choose_rows(B.t(), None if whole else rows))
@@ -81,4 +85,4 @@ class _Correction(torch.autograd.Function):
                 inner = read_through(flat, A)
             inner = inner if columns is None else inner.index_select(1, columns)
             dB = spread_rows(sum_outer(ctx.scale * inner, g), columns, B.t()).t()
-        return None, grad if needs_output else None, dx, dA, dB, None, None
+        return None, None, grad if needs_output else None, dx, dA, dB, None, None

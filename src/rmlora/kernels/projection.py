@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rmlora.kernels.cost import Way
+from rmlora.kernels.recipes import can_remake, remake
 from rmlora.kernels.rows import choose_rows, spread_rows
 from rmlora.kernels.skinny import read_through, sum_outer
 
@@ -102,15 +103,18 @@ def project(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
     cast = [projection.cast() for projection in projections]
     flat = [tensor for projection in cast for tensor in projection[1:]]
     plans = tuple(projection.plan for projection in cast)
-    return _Projections.apply(plans, x.to(plans[0].dtype), *flat)  # type: ignore[no-any-return,no-untyped-call]
+    maker = x.grad_fn if can_remake(x) else None
+    return _Projections.apply(plans, maker, x.to(plans[0].dtype), *flat)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Projections(torch.autograd.Function):
     """Forward and backward of `project`, all tensors in the plans' dtype."""
 
     @staticmethod
-    def forward(ctx: Any, plans: tuple[Plan, ...], x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        """Compute the outputs; keep x, what lives anyway, and fused the `(tokens, r)` between A and B."""
+    def forward(
+        ctx: Any, plans: tuple[Plan, ...], maker: Any, x: Tensor, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Compute the outputs; keep x or its maker, what lives anyway, and fused the `(tokens, r)` between A and B."""
         ctx.set_materialize_grads(False)
         all_of = _gather(plans, tensors)
         flat = x.reshape(-1, x.shape[-1])
@@ -121,8 +125,8 @@ class _Projections(torch.autograd.Function):
             if between is not None:
                 y.addmm_(between, p.B.t(), alpha=p.plan.scale)
             outputs.append(y.view(*x.shape[:-1], y.shape[-1]))
-        ctx.plans = plans
-        ctx.save_for_backward(x, *tensors, *inner)
+        ctx.plans, ctx.maker = plans, maker
+        ctx.save_for_backward(None if maker is not None else x, *tensors, *inner)
         return tuple(outputs)
 
     @staticmethod
@@ -130,7 +134,8 @@ class _Projections(torch.autograd.Function):
         """Compute gradients of x, the biases, and the kept directions of A and B."""
         num, saved = len(ctx.plans), ctx.saved_tensors
         x, all_of, inner = saved[0], _gather(ctx.plans, saved[1:-num]), saved[-num:]
-        needs_x, needed = ctx.needs_input_grad[1], [ctx.needs_input_grad[2 + 6 * i : 8 + 6 * i] for i in range(num)]
+        x = remake(ctx.maker).to(ctx.plans[0].dtype) if x is None else x
+        needs_x, needed = ctx.needs_input_grad[2], [ctx.needs_input_grad[3 + 6 * i : 9 + 6 * i] for i in range(num)]
         flat = x.reshape(-1, x.shape[-1])
         g = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grads]
         dx, outer = _back_through(all_of, g, needs_x)
@@ -144,7 +149,7 @@ class _Projections(torch.autograd.Function):
             own_dB = None if h is None or grad is None else sum_outer(p.plan.scale * h, grad)
             own_dB = None if own_dB is None else spread_rows(own_dB, p.columns, p.B.t()).t()
             found += [None, db, own_dA, own_dB, None, None]
-        return None, None if dx is None else dx.view(x.shape), *found
+        return None, None, None if dx is None else dx.view(x.shape), *found
 
 
 def _gather(plans: Sequence[Plan], tensors: Sequence[Tensor | None]) -> list[Projection]:
