@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from rmlora.leaves import put_rows, take_rows
 from rmlora.optimizers import Group
 from rmlora.pairs import Factors, Kept, Stack
-from rmlora.transform import Context, State
+from rmlora.transform import Context, Rows, State, mask_factors, spread_factors
 
 
 @dataclass(frozen=True)
@@ -75,22 +74,62 @@ class Active:
         """Write the factors themselves, in place."""
         self._write(factors, lambda parameter: parameter.detach() if parameter.requires_grad else None)
 
-    def context(self, base: Context, groups: dict[int, Group], kept: Sequence[Kept | None]) -> Context:
+    def add_to_gradients(self, added: Sequence[Factors], ctx: Context) -> None:
+        """Add to the gradients in place; a factor without a gradient stays without.
+
+        On a CPU only kept rows are touched; elsewhere one call for all is cheaper than one for each.
+        """
+        whole_stacks, whole = [], []
+        for stack, factors, kept, rows in zip(self.stacks, added, ctx.kept, ctx.rows, strict=True):
+            if rows is not None and stack.keys.device.type == "cpu":
+                _add_rows(stack, factors, rows)
+            else:
+                whole_stacks.append(stack)
+                whole.append(mask_factors(spread_factors(factors, rows, stack.r), kept))
+        targets, sources = _pair_up(whole_stacks, whole, lambda parameter: parameter.grad)
+        if targets:
+            torch._foreach_add_(targets, sources)
+
+    def context(
+        self,
+        base: Context,
+        groups: dict[int, Group],
+        kept: Sequence[Kept | None],
+        rows: Sequence[Rows | None],
+    ) -> Context:
         """Complete a context with this step's learning rates and masks."""
         lr = tuple(_rates(stack, groups) for stack in self.stacks)
-        return replace(base, lr=lr, kept=self.take_kept(kept))
+        own = tuple(_positions_of(rows[i], inside) for i, inside in self.rows)
+        return replace(base, lr=lr, kept=self.take_kept(kept), rows=own)
 
-    def _write(self, values: Sequence[Factors], target_of: Any) -> None:
-        targets, sources = [], []
-        for stack, factors in zip(self.stacks, values, strict=True):
-            for row, pair in enumerate(stack.pairs):
-                for parameter, value in zip(pair.parameters, (factors.A[row], factors.B[row]), strict=True):
-                    target = target_of(parameter)
-                    if target is not None:
-                        targets.append(target)
-                        sources.append(value.view_as(target))
+    def _write(self, values: Sequence[Factors], target_of: Callable[[Tensor], Tensor | None]) -> None:
+        targets, sources = _pair_up(self.stacks, values, target_of)
         if targets:
             torch._foreach_copy_(targets, sources)
+
+
+def _pair_up(
+    stacks: Sequence[Stack], values: Sequence[Factors], target_of: Callable[[Tensor], Tensor | None]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Line up what parameters are to get with where it goes, in their own shapes and dtypes."""
+    targets, sources = [], []
+    for stack, factors in zip(stacks, values, strict=True):
+        for row, pair in enumerate(stack.pairs):
+            for parameter, value in zip(pair.parameters, (factors.A[row], factors.B[row]), strict=True):
+                target = target_of(parameter)
+                if target is not None:
+                    targets.append(target)
+                    sources.append(value.to(target.dtype).view_as(target))
+    return targets, sources
+
+
+def _add_rows(stack: Stack, part: Factors, rows: Rows) -> None:
+    for i, pair in enumerate(stack.pairs):
+        for side, (parameter, value) in enumerate(zip(pair.parameters, (part.A[i], part.B[i]), strict=True)):
+            if parameter.grad is not None:
+                shape = [*parameter.shape]
+                shape[side] = rows[side].shape[1]
+                parameter.grad.index_add_(side, rows[side][i], value.to(parameter.grad.dtype).view(shape))
 
 
 def find_active(stacks: Sequence[Stack], groups: dict[int, Group]) -> Active:
@@ -128,6 +167,12 @@ def _one_or_many(rates: list[float | Tensor], device: torch.device) -> float | T
     if not any(isinstance(rate, Tensor) for rate in rates) and len(set(rates)) == 1:
         return rates[0]
     return torch.stack([torch.as_tensor(rate, device=device) for rate in rates]).view(-1, 1, 1)
+
+
+def _positions_of(positions: Rows | None, rows: tuple[int, ...]) -> Rows | None:
+    if positions is None or len(rows) == len(positions[0]):
+        return positions
+    return positions[0][list(rows)], positions[1][list(rows)]
 
 
 def _rows_of(kept: Kept | None, rows: tuple[int, ...]) -> Kept | None:

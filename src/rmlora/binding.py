@@ -162,6 +162,7 @@ class Binding(LiveAdapter):
             stacks=[stack.renew() for stack in self.stacks],
             ungated=[stack.pairs[0] not in self.gates for stack in self.stacks],
             kept=self.kept,
+            rows=self.rows,
             base=self._context_of(optimizer),
             groups=groups_by_parameter(optimizer),
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmlora.errors import MethodError
 from rmlora.pairs import Factors, Kept, Stack
-from rmlora.transform import Context, ForwardContext, Moments, State, Transform, mask_factors
+from rmlora.transform import Context, ForwardContext, Moments, State, Transform, mask_factors, spread_factors
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,21 @@ class Chain(Transform):
         """Whether that is so of every link."""
         return all(link.learns_what_is_kept for link in self.links)
 
+    def adds(self, state: State, pairs: Sequence[Stack], ctx: Context) -> Sequence[Factors]:
+        """Sum what the links add."""
+        first, *others = [link.adds(part, pairs, ctx) for link, part in self._using("adds", state)]
+        for added in others:
+            first = [Factors(a.A + b.A, a.B + b.B) for a, b in zip(first, added, strict=True)]
+        return first
+
     def grads(
         self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
     ) -> tuple[Sequence[Factors], State]:
-        """Apply each link's `grads` in order; masked directions stay masked after every link."""
+        """Apply each link's `adds` and `grads` in order; masked directions stay masked after every link."""
         parts = [self._part(state, index) for index in range(len(self.links))]
         for index, link in enumerate(self.links):
+            if "adds" in link.hooks():
+                grads = _add(grads, link.adds(parts[index], pairs, ctx), pairs, ctx)
             if "grads" in link.hooks():
                 grads, parts[index] = link.grads(parts[index], pairs, grads, ctx)
                 if ctx.kept:
@@ -186,6 +195,13 @@ def chain(*links: Transform) -> Chain:
     if len(owners) > 1:
         raise MethodError(f"only one link may compute the step itself, got {' and '.join(owners)}")
     return Chain(tuple(flat))
+
+
+def _add(grads: Sequence[Factors], added: Sequence[Factors], pairs: Sequence[Stack], ctx: Context) -> Sequence[Factors]:
+    rows, kept = ctx.rows or (None,) * len(pairs), ctx.kept or (None,) * len(pairs)
+    whole = [spread_factors(a, r, stack.r) for a, r, stack in zip(added, rows, pairs, strict=True)]
+    masked = map(mask_factors, whole, kept)
+    return [Factors(g.A + a.A.to(g.A.dtype), g.B + a.B.to(g.B.dtype)) for g, a in zip(grads, masked, strict=True)]
 
 
 def _both(first: Kept | None, second: Kept | None) -> Kept | None:

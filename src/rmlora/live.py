@@ -16,7 +16,7 @@ from rmlora.kept_rows import KeptRows
 from rmlora.optimizers import refuse_foreign_parameters
 from rmlora.pairs import Factors, Kept, Pair, Stack, stack_pairs
 from rmlora.siblings import Siblings
-from rmlora.transform import Context, ForwardContext, State
+from rmlora.transform import Context, ForwardContext, Rows, State
 
 FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs"})
 
@@ -101,6 +101,11 @@ class LiveAdapter:
         """This step's masks, per stack; None where all directions learn."""
         return [None if mask is None else mask.kept for mask in self.masks]
 
+    @property
+    def rows(self) -> list[Rows | None]:
+        """The positions this step's masks keep, per stack; None where all learn or their numbers differ."""
+        return [None if mask is None else mask.rows for mask in self.masks]
+
     @torch.no_grad()
     def prepare(self) -> None:
         """Set the masks of the coming step, in place where they exist already."""
@@ -110,8 +115,8 @@ class LiveAdapter:
             if new is None and mask is None:
                 continue
             if new is None or mask is None or not mask.replace(new):
-                is_fast = any(pair in self.fast for pair in stack.pairs)
-                self.masks[i] = None if new is None else KeptRows(new, is_fast)
+                asks = "adds" in self.method.hooks() or any(pair in self.fast for pair in stack.pairs)
+                self.masks[i] = None if new is None else KeptRows(new, asks)
                 self._show_mask(stack, self.masks[i])
 
     def path_of(self, pair: Pair) -> str:

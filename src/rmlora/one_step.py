@@ -15,7 +15,7 @@ from rmlora.combine import Chain
 from rmlora.optimizers import Group, moments_of, shared_moments, write_moments
 from rmlora.pairs import Factors, Kept, Stack
 from rmlora.step_hooks import Arguments
-from rmlora.transform import Context, State, mask_factors
+from rmlora.transform import Context, Rows, State, mask_factors
 
 
 @dataclass
@@ -28,6 +28,7 @@ class OneStep:
         stacks: all pairs.
         ungated: per stack, whether its mask could not act during backward and has to act here.
         kept: this step's masks, per stack.
+        rows: the positions they keep, where known.
         base: the context without learning rates and masks.
         groups: the optimizer's groups by parameter.
         active: the pairs that take part; known once gradients are there.
@@ -39,6 +40,7 @@ class OneStep:
     stacks: Sequence[Stack]
     ungated: Sequence[bool]
     kept: Sequence[Kept | None]
+    rows: Sequence[Rows | None]
     base: Context
     groups: dict[int, Group]
     active: Active | None = None
@@ -71,7 +73,10 @@ class OneStep:
             self._freeze_head()
         kept = self.active.take_kept(self.kept)
         late = any(k is not None and self.ungated[i] for k, (i, _) in zip(kept, self.active.rows, strict=True))
-        if not late and "grads" not in self.method.hooks():
+        hooks = self.method.hooks()
+        if not late and "grads" not in hooks:
+            if "adds" in hooks:
+                self._add()
             return
         grads: Sequence[Factors] = self.active.gradients()
         if late:
@@ -81,6 +86,13 @@ class OneStep:
             grads, part = self.method.grads(part, self.active.stacks, grads, self._context())
         self.state = self.active.put_state(self.state, part)
         self.active.write_gradients(grads)
+
+    def _add(self) -> None:
+        assert self.active is not None
+        ctx = self._context()
+        with torch.autocast(self.active.stacks[0].keys.device.type, enabled=False):
+            added = self.method.adds(self.active.take_state(self.state), self.active.stacks, ctx)
+        self.active.add_to_gradients(added, ctx)
 
     @torch.no_grad()
     def finish(self) -> bool:
@@ -113,7 +125,7 @@ class OneStep:
         stacks = self.active.stacks if "project" in self.method.hooks() else ()
         shared = [name for stack in stacks for name in shared_moments(self.optimizer, stack)]
         base = replace(self.base, shared_moments=tuple(shared))
-        return self.active.context(base, self.groups, self.kept)
+        return self.active.context(base, self.groups, self.kept, self.rows)
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Act on gradients once after each backward inside the closure."""

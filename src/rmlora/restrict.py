@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmlora.errors import MethodError
 from rmlora.pairs import Factors, Kept, Stack
-from rmlora.transform import Context, ForwardContext, Moments, State, Transform
+from rmlora.transform import Context, ForwardContext, Moments, Rows, State, Transform
 
 T = TypeVar("T")
 
@@ -86,6 +86,12 @@ class Only(Transform):
         i = self._inside(pairs)
         kept = self.inner.learning(_at(state, i), _at(pairs, i), _context_at(ctx, i))
         return self._spread(pairs, kept, tuple(None for _ in pairs))
+
+    def adds(self, state: State, pairs: Sequence[Stack], ctx: Context) -> Sequence[Factors]:
+        """Add to the matching stacks, and nothing to the others."""
+        i = self._inside(pairs)
+        inner = self.inner.adds(_at(state, i), _at(pairs, i), _context_at(ctx, i))
+        return self._spread(pairs, inner, [_nothing(stack, rows) for stack, rows in _with_rows(pairs, ctx)])
 
     def grads(
         self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
@@ -173,4 +179,18 @@ def _at(values: Sequence[T], indices: Sequence[int]) -> tuple[T, ...]:
 
 
 def _context_at(ctx: Context, indices: Sequence[int]) -> Context:
-    return replace(ctx, lr=_at(ctx.lr, indices) if ctx.lr else (), kept=_at(ctx.kept, indices) if ctx.kept else ())
+    return replace(ctx, lr=_given(ctx.lr, indices), kept=_given(ctx.kept, indices), rows=_given(ctx.rows, indices))
+
+
+def _given(values: Sequence[T], indices: Sequence[int]) -> tuple[T, ...]:
+    return _at(values, indices) if values else ()
+
+
+def _with_rows(pairs: Sequence[Stack], ctx: Context) -> list[tuple[Stack, Rows | None]]:
+    return list(zip(pairs, ctx.rows or (None,) * len(pairs), strict=True))
+
+
+def _nothing(stack: Stack, rows: Rows | None) -> Factors:
+    num_A, num_B = (stack.r, stack.r) if rows is None else (rows[0].shape[1], rows[1].shape[1])
+    A, B = stack.A, stack.B
+    return Factors(A.new_zeros(len(A), num_A, A.shape[2]), B.new_zeros(len(B), B.shape[1], num_B))

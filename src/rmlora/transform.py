@@ -24,7 +24,10 @@ A tensor that requires a gradient is a leaf: backward accumulates into its `.gra
 Moments = tuple[dict[str, Factors], ...]
 """The optimizer's per-element state of the pairs (`exp_avg`, ...): one dict per stack."""
 
-HOOKS = ("begin", "inputs", "ranks", "outputs", "keep", "grads", "project", "fold")
+Rows = tuple[Tensor, Tensor]
+"""Positions of kept directions in A and in B, int64 `(n, k)` each."""
+
+HOOKS = ("begin", "inputs", "ranks", "outputs", "keep", "adds", "grads", "project", "fold")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Context:
         leaf_scale: what gradients of leaves in the state are multiplied by: the loss scale, also where a scaler has
             divided those of the parameters already.
         kept: the directions that get a gradient this step, per stack; None where all do.
+        rows: their positions, int64 `(n, k)` for A and for B, per stack; None where all do, or where the pairs of a
+            stack keep different numbers.
         shared_moments: names of optimizer state kept per row or column rather than per element (Adafactor).
     """
 
@@ -52,6 +57,7 @@ class Context:
     loss_scale: float | Tensor = 1.0
     leaf_scale: float | Tensor = 1.0
     kept: tuple[Kept | None, ...] = ()
+    rows: tuple[Rows | None, ...] = ()
     shared_moments: tuple[str, ...] = ()
 
 
@@ -135,6 +141,14 @@ class Transform:
         """Return which directions get a gradient this step, per stack; None for all."""
         return tuple(None for _ in pairs)
 
+    def adds(self, state: State, pairs: Sequence[Stack], ctx: Context) -> Sequence[Factors]:
+        """Return what to add to the gradients, for a link that reads none: cheaper than `grads`.
+
+        A stack whose positions are known (`ctx.rows`) is given its kept rows of A `(n, k, d_in)` and columns of B
+        `(n, d_out, k)` alone; others all r, of which the masked ones are dropped.
+        """
+        raise NotImplementedError
+
     def grads(
         self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
     ) -> tuple[Sequence[Factors], State]:
@@ -177,6 +191,22 @@ class Transform:
     def fold(self, state: State, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
         """Return factors of plain LoRA that give the outputs this link's forward hooks give in eval mode."""
         return factors
+
+
+def spread_factors(part: Factors, rows: Rows | None, r: int) -> Factors:
+    """Return kept rows and columns put where they belong among r, zeros between; `part` itself for None.
+
+    Example:
+        >>> part = Factors(torch.ones(1, 1, 3), torch.ones(1, 3, 1))
+        >>> spread_factors(part, (torch.tensor([[1]]), torch.tensor([[0]])), 2).A[0, :, 0]
+        tensor([0., 1.])
+    """
+    if rows is None:
+        return part
+    A, B = part.A, part.B
+    whole_A = A.new_zeros(len(A), r, A.shape[2]).scatter_(1, rows[0].unsqueeze(2).expand_as(A), A)
+    whole_B = B.new_zeros(len(B), B.shape[1], r).scatter_(2, rows[1].unsqueeze(1).expand_as(B), B)
+    return Factors(whole_A, whole_B)
 
 
 def mask_factors(grads: Factors, kept: Kept | None) -> Factors:

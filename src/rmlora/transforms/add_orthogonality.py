@@ -13,7 +13,7 @@ from torch import Tensor
 from rmlora.errors import MethodError
 from rmlora.pairs import Factors, Stack
 from rmlora.schedules import Scalar, value_at
-from rmlora.transform import Context, State, Transform
+from rmlora.transform import Context, Rows, State, Transform
 
 Norm = Literal["squared", "frobenius"]
 Reduction = Literal["sum", "mean"]
@@ -59,30 +59,76 @@ def add_orthogonality(
         RM-LoRA, arXiv:2407.12074, Eq. 10. Deviation: the authors' code averages norms that are not squared over all
         factors; that is `norm="frobenius"` here and `reduction="mean"` of `AddOrthogonality`.
     """
+    added = orthogonality_gradient(factors, weight, norm=norm, gram=gram)
+    return Factors((grads.A + added.A).to(grads.A.dtype), (grads.B + added.B).to(grads.B.dtype))
+
+
+def orthogonality_gradient(
+    factors: Factors,
+    weight: float | Tensor,
+    rows: Rows | None = None,
+    *,
+    norm: Norm = "squared",
+    gram: Gram = "whole",
+) -> Factors:
+    """Return what `add_orthogonality` adds, of some directions only if so asked.
+
+    Of k directions the squared norm costs k / r of the work: their gradient needs their rows of the Gram matrix alone.
+
+    Args:
+        factors: A `(n, r, d_in)` and B `(n, d_out, r)`.
+        weight: penalty strength in loss units, >= 0.
+        rows: int64 `(n, k)`, the directions of A and of B; None for all.
+        norm: as in `add_orthogonality`.
+        gram: likewise.
+
+    Returns:
+        A `(n, k, d_in)` and B `(n, d_out, k)`, in float32 at least.
+
+    Raises:
+        MethodError: `norm` or `gram` is unknown.
+
+    Example:
+        >>> A = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+        >>> second = torch.tensor([[1]])
+        >>> orthogonality_gradient(Factors(A, A.mT), 0.5, (second, second)).A
+        tensor([[[2., 0.]]])
+    """
     _check("norm", norm, Norm)
     _check("gram", gram, Gram)
     if isinstance(weight, Tensor):
         weight = weight.to(factors.A.device)
     A = factors.A.to(torch.promote_types(factors.A.dtype, torch.float32))
-    B = factors.B.to(A.dtype)
-    # The r x r factor is scaled, not the large product, and product and sum are one kernel.
-    pull_A = weight * _pull(A @ A.mT, norm, gram)
-    pull_B = weight * _pull(B.mT @ B, norm, gram)
-    return Factors(
-        torch.baddbmm(grads.A.to(A.dtype), pull_A, A).to(grads.A.dtype),
-        torch.baddbmm(grads.B.to(A.dtype), B, pull_B).to(grads.B.dtype),
+    B = factors.B.to(A.dtype).mT
+    (pull_A, pull_B) = (_pull(X, None if rows is None else rows[side], norm, gram) for side, X in enumerate((A, B)))
+    # The small factor is scaled, not the large product.
+    return Factors((weight * pull_A) @ A, ((weight * pull_B) @ B).mT)
+
+
+def _pull(X: Tensor, rows: Tensor | None, norm: Norm, gram: Gram) -> Tensor:
+    """What the r rows of X `(n, r, d)` are multiplied by to give the penalty's gradient of k of them, `(n, k, r)`."""
+    index = None if rows is None else rows.unsqueeze(2)
+    if norm == "frobenius":
+        pull = _off_identity(X, X, torch.arange(X.shape[1], device=X.device).view(1, -1, 1), gram)
+        length = pull.norm(dim=(-2, -1), keepdim=True)
+        # At exact orthonormality the norm has a kink; 0 is the subgradient autograd gives there, too.
+        pull = torch.where(length > 0, 2.0 * pull / length, torch.zeros_like(pull))
+        return pull if index is None else torch.take_along_dim(pull, index, 1)
+    if index is None:
+        index = torch.arange(X.shape[1], device=X.device).view(1, -1, 1)
+        return 4.0 * _off_identity(X, X, index, gram)
+    return 4.0 * _off_identity(torch.take_along_dim(X, index, 1), X, index, gram)
+
+
+def _off_identity(some: Tensor, X: Tensor, index: Tensor, gram: Gram) -> Tensor:
+    """Rows `index` `(., k, 1)` of the Gram matrix of X, minus those of the identity, or with zeros in their place."""
+    rows = some @ X.mT
+    index = index.expand(*rows.shape[:2], 1)
+    return (
+        rows.scatter(2, index, 0.0)
+        if gram == "off_diagonal"
+        else rows.scatter_add(2, index, -rows.new_ones(index.shape))
     )
-
-
-def _pull(gram_RR: Tensor, norm: Norm, gram: Gram) -> Tensor:
-    """The symmetric `(n, r, r)` factor that a matrix is multiplied by to give the penalty's gradient."""
-    diagonal = gram_RR.diagonal(dim1=-2, dim2=-1)
-    diagonal.copy_(torch.zeros_like(diagonal) if gram == "off_diagonal" else diagonal - 1.0)
-    if norm == "squared":
-        return 4.0 * gram_RR
-    length = gram_RR.norm(dim=(-2, -1), keepdim=True)
-    # At exact orthonormality the norm has a kink; 0 is the subgradient autograd gives there, too.
-    return torch.where(length > 0, 2.0 * gram_RR / length, torch.zeros_like(gram_RR))
 
 
 @dataclass(frozen=True)
@@ -126,24 +172,20 @@ class AddOrthogonality(Transform):
         _check("gram", self.gram, Gram)
 
     def hooks(self) -> frozenset[str]:
-        """`grads`, unless the weight is the number 0."""
-        return frozenset() if not callable(self.weight) and self.weight == 0.0 else frozenset({"grads"})
+        """`adds`, unless the weight is the number 0."""
+        return frozenset() if not callable(self.weight) and self.weight == 0.0 else frozenset({"adds"})
 
-    def grads(
-        self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
-    ) -> tuple[Sequence[Factors], State]:
-        """Add the penalty's gradient, scaled as the gradients are."""
+    def adds(self, state: State, pairs: Sequence[Stack], ctx: Context) -> Sequence[Factors]:
+        """Return the penalty's gradient, scaled as the gradients are."""
         weight = value_at(self.weight, ctx.step)
-        if weight == 0.0:
-            return grads, state
         if self.reduction == "mean":
             weight = weight / (2 * ctx.num_pairs)
         strength = weight * ctx.loss_scale
-        added = [
-            add_orthogonality(g, p.factors, strength, norm=self.norm, gram=self.gram)
-            for g, p in zip(grads, pairs, strict=True)
+        rows = ctx.rows or (None,) * len(pairs)
+        return [
+            orthogonality_gradient(p.factors, strength, r, norm=self.norm, gram=self.gram)
+            for p, r in zip(pairs, rows, strict=True)
         ]
-        return added, state
 
 
 def _check(field: str, value: str, names: object) -> None:
