@@ -8,6 +8,7 @@ from rmlora.errors import MethodError
 from rmlora.pairs import Factors
 from rmlora.schedules import linear
 from rmlora.transforms import add_orthogonality
+from rmlora.transforms.add_orthogonality import orthogonality_gradient
 from tests import toys
 from tests.reference import rm_lora as slow
 
@@ -51,6 +52,18 @@ def test_closed_form_is_autograd_of_the_formula(penalty, options, shape):
     expected = autograd_of(penalty, factors)
     torch.testing.assert_close(closed.A, expected.A, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(closed.B, expected.B, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "frobenius"}, {"gram": "off_diagonal"}])
+@pytest.mark.parametrize("shape", [{}, {"r": 9, "d_in": 4, "d_out": 6}])
+def test_the_gradient_of_some_directions_is_those_rows_of_the_whole(options, shape):
+    factors = random_factors(**shape)
+    rows = torch.tensor([[0, 4], [1, 3], [2, 3]]), torch.tensor([[4, 1, 0], [0, 1, 2], [3, 2, 4]])
+    whole = orthogonality_gradient(factors, 0.3, **options)
+    part = orthogonality_gradient(factors, 0.3, rows, **options)
+    for row in range(3):
+        torch.testing.assert_close(part.A[row], whole.A[row, rows[0][row]], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(part.B[row], whole.B[row][:, rows[1][row]], rtol=1e-12, atol=1e-14)
 
 
 def test_gradients_are_added_and_inputs_left_alone():

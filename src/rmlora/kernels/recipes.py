@@ -59,11 +59,16 @@ def _product(node: Any) -> Tensor:
 
 
 def _layer_norm(node: Any) -> Tensor:
-    centred = (node._saved_input - node._saved_result1) * node._saved_result2
+    h, mean, rstd = node._saved_input, node._saved_result1, node._saved_result2
+    if torch.is_grad_enabled():  # to be differentiated again, statistics must depend on the input
+        dims = tuple(range(-len(node._saved_normalized_shape), 0))
+        spread = h.var(dims, correction=0, keepdim=True)
+        mean, rstd = h.mean(dims, keepdim=True), torch.rsqrt(spread + (rstd**-2 - spread).detach())
+    scaled = (h - mean) * rstd
     weight, bias = node._saved_weight, node._saved_bias
     if weight is None:
-        return centred  # type: ignore[no-any-return]
-    return centred * weight if bias is None else torch.addcmul(bias, centred, weight)
+        return scaled  # type: ignore[no-any-return]
+    return scaled * weight if bias is None else torch.addcmul(bias, scaled, weight)
 
 
 def _keeps_both(node: Any) -> bool:
