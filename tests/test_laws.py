@@ -14,6 +14,8 @@ from tests import toys
 
 KNOBS = {"rm-lora": {"weight": 1e-2, "directions": 3}, "r-lora": {"weight": 1e-2}, "gm-lora": {"directions": 3}}
 KNOBS["sora"] = {"threshold": 1e-3}
+KNOBS["clora"] = {"weight": 1e-1, "dimensions": 4}
+SUITED = {"clora": {"dimensions": 4}}  # where a default is made for layers wider than the toy's
 PATHS = {"fast": {"fast": True}, "reference": {"fast": False}}
 
 
@@ -194,7 +196,7 @@ def test_law_skipped_step(name, fused, path):
 @pytest.mark.parametrize("name", methods_under("toy_loss_falls"))
 @pytest.mark.parametrize("preset", ["paper", "authors", "strict"])
 def test_law_toy_loss_falls(name, preset, path):
-    knobs = {"preset": preset} if "preset" in METHODS[name].knobs else {}
+    knobs = {"preset": preset} if "preset" in METHODS[name].knobs else dict(SUITED.get(name, {}))
     model = make_model(name, dtype=torch.float32, dropout=0.0)
     attach(model, METHODS[name].build(**knobs), path)
     optimizer = toys.make_optimizer(model, lr=2e-2)

@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, clora, gm_lora, lora, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -19,6 +19,7 @@ from rmlora.transform import Transform
 from rmlora.transforms import (
     AddOrthogonality,
     AllocateBudget,
+    AvoidSubspaces,
     ClipByGlobalNorm,
     FreezeHead,
     GateDirections,
@@ -32,6 +33,7 @@ __all__ = [
     "AddOrthogonality",
     "AllocateBudget",
     "Attached",
+    "AvoidSubspaces",
     "ClipByGlobalNorm",
     "FreezeHead",
     "GateDirections",
@@ -45,6 +47,7 @@ __all__ = [
     "attach",
     "attached",
     "chain",
+    "clora",
     "export_pruned",
     "gm_lora",
     "lora",

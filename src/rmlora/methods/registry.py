@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rmlora.combine import Chain
 from rmlora.errors import MethodError, nearest
 from rmlora.methods.adalora import adalora
+from rmlora.methods.clora import clora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
@@ -114,6 +115,13 @@ METHODS: dict[str, Method] = {
                 "zero_strength": "at threshold 0 its gates still learn",
                 "fast_path": "its gates act in the forward pass, which PEFT's own modules compute",
             },
+        ),
+        Method(
+            "clora",
+            "LoRA with a penalty that keeps A and B out of random subspaces",
+            clora,
+            zero={"weight": 0.0},
+            excluded=_NO_MASK,
         ),
         Method(
             "adalora",
