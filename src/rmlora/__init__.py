@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, clora, gm_lora, lora, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, clora, gm_lora, lora, polar, r_lora, rm_lora, sora, stella
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -23,7 +23,10 @@ from rmlora.transforms import (
     ClipByGlobalNorm,
     FreezeHead,
     GateDirections,
+    LandFactors,
     MaskDirections,
+    MixDirections,
+    RetractFactors,
 )
 
 __version__ = "0.1.0"
@@ -37,9 +40,12 @@ __all__ = [
     "ClipByGlobalNorm",
     "FreezeHead",
     "GateDirections",
+    "LandFactors",
     "MaskDirections",
+    "MixDirections",
     "PrunedAdapter",
     "RMLoraConfig",
+    "RetractFactors",
     "RmloraError",
     "RmloraWarning",
     "Transform",
@@ -52,8 +58,10 @@ __all__ = [
     "gm_lora",
     "lora",
     "only",
+    "polar",
     "r_lora",
     "rm_lora",
     "schedules",
     "sora",
+    "stella",
 ]

@@ -4,11 +4,13 @@ from rmlora.methods.adalora import adalora
 from rmlora.methods.clora import clora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
+from rmlora.methods.polar import polar
 from rmlora.methods.presets import PRESETS, Preset
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.registry import LAWS, METHODS, Method
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
+from rmlora.methods.stella import stella
 
 __all__ = [
     "LAWS",
@@ -20,7 +22,9 @@ __all__ = [
     "clora",
     "gm_lora",
     "lora",
+    "polar",
     "r_lora",
     "rm_lora",
     "sora",
+    "stella",
 ]
