@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, clora, gm_lora, lora, polar, r_lora, rm_lora, sora, stella
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -19,10 +19,14 @@ from rmlora.transform import Transform
 from rmlora.transforms import (
     AddOrthogonality,
     AllocateBudget,
+    AvoidSubspaces,
     ClipByGlobalNorm,
     FreezeHead,
     GateDirections,
+    LandFactors,
     MaskDirections,
+    MixDirections,
+    RetractFactors,
 )
 
 __version__ = "0.1.0"
@@ -32,12 +36,16 @@ __all__ = [
     "AddOrthogonality",
     "AllocateBudget",
     "Attached",
+    "AvoidSubspaces",
     "ClipByGlobalNorm",
     "FreezeHead",
     "GateDirections",
+    "LandFactors",
     "MaskDirections",
+    "MixDirections",
     "PrunedAdapter",
     "RMLoraConfig",
+    "RetractFactors",
     "RmloraError",
     "RmloraWarning",
     "Transform",
@@ -45,12 +53,15 @@ __all__ = [
     "attach",
     "attached",
     "chain",
+    "clora",
     "export_pruned",
     "gm_lora",
     "lora",
     "only",
+    "polar",
     "r_lora",
     "rm_lora",
     "schedules",
     "sora",
+    "stella",
 ]

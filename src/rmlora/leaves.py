@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+
 
 def take_rows(value: Tensor, rows: Sequence[int]) -> Tensor:
     """Select rows of a state tensor; of a leaf the selection is a leaf too, with its rows of the gradient.
@@ -82,6 +84,48 @@ def gradient_of(leaf: Tensor, scale: float | Tensor) -> Tensor:
         dist.all_reduce(grad)
         grad = grad / dist.get_world_size()
     return grad.detach()
+
+
+def adam_state(leaf: Tensor) -> dict[str, Tensor]:
+    """Return what `adam_step` remembers of a leaf `(n, ...)` before its first step; each pair counts its own steps.
+
+    Example:
+        >>> sorted(adam_state(torch.ones(2, 3)))
+        ['mean', 'steps', 'variance']
+    """
+    zeros = torch.zeros_like(leaf.detach())
+    steps = torch.zeros(len(leaf), dtype=torch.int64, device=leaf.device)
+    return {"mean": zeros, "variance": zeros.clone(), "steps": steps}
+
+
+def adam_step(
+    leaf: Tensor, grad: Tensor, tensors: dict[str, Tensor], rate: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take one step of Adam (0.9, 0.999, 1e-8) on a leaf, as PyTorch's own does; without decay.
+
+    Args:
+        leaf: `(n, ...)`; not changed.
+        grad: its gradient, free of the loss scale (`gradient_of`).
+        tensors: a dict that holds what `adam_state` returned, or the last step did.
+        rate: learning rate, or one per pair as in `Context.lr`.
+
+    Returns:
+        The leaf after the step, detached, and what to remember.
+
+    Example:
+        >>> leaf = torch.ones(1, 2)
+        >>> adam_step(leaf, torch.tensor([[3.0, -3.0]]), adam_state(leaf), rate=0.5)[0]
+        tensor([[0.5000, 1.5000]])
+    """
+    whole = (-1,) + (1,) * (leaf.dim() - 1)
+    steps = tensors["steps"] + 1
+    mean = tensors["mean"].lerp(grad, 1.0 - _BETA_1)
+    variance = tensors["variance"] * _BETA_2 + (1.0 - _BETA_2) * grad.square()
+    counted = steps.to(leaf.dtype).view(whole)
+    size = rate.view(whole).to(leaf) if isinstance(rate, Tensor) else rate
+    length = (variance / (1.0 - _BETA_2**counted)).sqrt() + _EPSILON
+    stepped = leaf.detach() - size * (mean / (1.0 - _BETA_1**counted)) / length
+    return stepped, {"mean": mean, "variance": variance, "steps": steps}
 
 
 class Scalers:

@@ -13,7 +13,8 @@ from tests.test_parameter_counts import adapted as deberta
 
 A_AND_B = 8 * (toys.D_IN + toys.HIDDEN) + 8 * (toys.HIDDEN + toys.HIDDEN)
 HEAD = toys.HIDDEN * toys.CLASSES + toys.CLASSES
-BEYOND = {"sora": 16, "adalora": 16}  # gates; values
+BEYOND = {"sora": 16, "adalora": 16, "polar": 128, "stella": 128}  # gates; values; matrices between A and B
+PRUNES = {"sora", "adalora"}
 KNOBS = {"sora": {"threshold": 2e-2}}
 
 
@@ -36,7 +37,7 @@ def test_every_method_tells_what_it_trains_and_what_it_keeps(name, tmp_path):
     size = sum(value.numel() for key, value in written.items() if "lora_" in key)
     silent = sum(len(A[0]) + len(B) for n, (A, B) in handle.fold().items() if n in exported.silent)
     assert counts.kept_adapter == size - silent
-    assert (counts.kept_adapter < A_AND_B) == (name in BEYOND)
+    assert (counts.kept_adapter < A_AND_B) == (name in PRUNES)
 
 
 def test_planned_counts_of_adalora_are_those_of_lora_at_its_target():

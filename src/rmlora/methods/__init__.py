@@ -1,12 +1,30 @@
 """Methods: nouns that return a chain of links, and METHODS, the table of all of them."""
 
 from rmlora.methods.adalora import adalora
+from rmlora.methods.clora import clora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
+from rmlora.methods.polar import polar
 from rmlora.methods.presets import PRESETS, Preset
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.registry import LAWS, METHODS, Method
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
+from rmlora.methods.stella import stella
 
-__all__ = ["LAWS", "METHODS", "PRESETS", "Method", "Preset", "adalora", "gm_lora", "lora", "r_lora", "rm_lora", "sora"]
+__all__ = [
+    "LAWS",
+    "METHODS",
+    "PRESETS",
+    "Method",
+    "Preset",
+    "adalora",
+    "clora",
+    "gm_lora",
+    "lora",
+    "polar",
+    "r_lora",
+    "rm_lora",
+    "sora",
+    "stella",
+]

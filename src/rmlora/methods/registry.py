@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from rmlora.combine import Chain
 from rmlora.errors import MethodError, nearest
 from rmlora.methods.adalora import adalora
+from rmlora.methods.clora import clora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
+from rmlora.methods.polar import polar
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
+from rmlora.methods.stella import stella
 
 LAWS: dict[str, str] = {
     "zero_strength": "at strength zero it is plain LoRA, bit for bit, dropout on",
@@ -113,6 +116,33 @@ METHODS: dict[str, Method] = {
             | {
                 "zero_strength": "at threshold 0 its gates still learn",
                 "fast_path": "its gates act in the forward pass, which PEFT's own modules compute",
+            },
+        ),
+        Method(
+            "clora",
+            "LoRA with a penalty that keeps A and B out of random subspaces",
+            clora,
+            zero={"weight": 0.0},
+            excluded=_NO_MASK,
+        ),
+        Method(
+            "polar",
+            "near orthonormal A and B by a landing field, a learnt matrix between them",
+            polar,
+            excluded=_NO_MASK
+            | {
+                "zero_strength": "at weight 0 it still has three factors, and starts from orthonormal ones",
+                "fast_path": "its middle factor acts in the forward pass, which PEFT's own modules compute",
+            },
+        ),
+        Method(
+            "stella",
+            "exactly orthonormal A and B by steps on the Stiefel manifold, a learnt matrix between them",
+            stella,
+            excluded=_NO_MASK
+            | {
+                "zero_strength": "it always has three factors, and starts from orthonormal ones",
+                "fast_path": "its middle factor acts in the forward pass, which PEFT's own modules compute",
             },
         ),
         Method(

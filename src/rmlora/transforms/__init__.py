@@ -2,21 +2,33 @@
 
 from rmlora.transforms.add_orthogonality import AddOrthogonality, add_orthogonality
 from rmlora.transforms.allocate_budget import AllocateBudget, budget_at
+from rmlora.transforms.avoid_subspaces import AvoidSubspaces, avoid_subspaces
 from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_global_norm
 from rmlora.transforms.freeze_head import FreezeHead
 from rmlora.transforms.gate_directions import GateDirections, shrink
+from rmlora.transforms.land_factors import LandFactors, land_factors
 from rmlora.transforms.mask_directions import MaskDirections, mask_directions
+from rmlora.transforms.mix_directions import MixDirections, mix_directions
+from rmlora.transforms.retract_factors import RetractFactors, retract_factors
 
 __all__ = [
     "AddOrthogonality",
     "AllocateBudget",
+    "AvoidSubspaces",
     "ClipByGlobalNorm",
     "FreezeHead",
     "GateDirections",
+    "LandFactors",
     "MaskDirections",
+    "MixDirections",
+    "RetractFactors",
     "add_orthogonality",
+    "avoid_subspaces",
     "budget_at",
     "clip_by_global_norm",
+    "land_factors",
     "mask_directions",
+    "mix_directions",
+    "retract_factors",
     "shrink",
 ]
