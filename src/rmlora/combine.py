@@ -97,6 +97,11 @@ class Chain(Transform):
         """Whether that is so of every link."""
         return all(link.learns_what_is_kept for link in self.links)
 
+    @property
+    def masks_directions(self) -> bool:
+        """Whether any link does."""
+        return any(link.masks_directions for link in self.links)
+
     def grads(
         self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
     ) -> tuple[Sequence[Factors], State]:
@@ -170,7 +175,8 @@ def chain(*links: Transform) -> Chain:
         A transform.
 
     Raises:
-        MethodError: more than one link computes the step itself, or one is not a transform.
+        MethodError: more than one link computes the step itself, one changes gradients after such a link has read
+            them, one masks directions that another mixes, or one is not a transform.
 
     Example:
         >>> import rmlora
@@ -185,7 +191,26 @@ def chain(*links: Transform) -> Chain:
     owners = [type(link).__name__ for link in flat if link.owns_update]
     if len(owners) > 1:
         raise MethodError(f"only one link may compute the step itself, got {' and '.join(owners)}")
+    _refuse_unsuited(flat)
     return Chain(tuple(flat))
+
+
+def _refuse_unsuited(links: Sequence[Transform]) -> None:
+    """Raise where a link cannot do what it says beside one that computes the step or mixes directions."""
+    mixing = next((type(link).__name__ for link in links if link.mixes_directions), None)
+    masking = next((link for link in links if link.masks_directions), None)
+    if mixing and masking:
+        raise MethodError(
+            f"{mixing} moves all directions of a pair together (rank coordinates rotate), so "
+            f"{type(masking).__name__} cannot hold some of them still; use one of the two"
+        )
+    owner = next((i for i, link in enumerate(links) if link.owns_update), len(links))
+    late = next((link for link in links[owner + 1 :] if "grads" in link.hooks()), None)
+    if late:
+        raise MethodError(
+            f"{type(late).__name__} changes gradients after {type(links[owner]).__name__} has computed the step from "
+            f"them; put it in front: chain({type(late).__name__}(...), {type(links[owner]).__name__}(...))"
+        )
 
 
 def _both(first: Kept | None, second: Kept | None) -> Kept | None:

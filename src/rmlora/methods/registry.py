@@ -12,6 +12,7 @@ from rmlora.methods.adalora import adalora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
+from rmlora.methods.lora_rite import lora_rite
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
@@ -124,6 +125,16 @@ METHODS: dict[str, Method] = {
             | {
                 "zero_strength": "its update B E A has three factors, however it is set",
                 "fast_path": "PEFT's AdaLoRA layers compute it",
+            },
+        ),
+        Method(
+            "lora-rite",
+            "LoRA by a step that is the same however the product B A is split into factors",
+            lora_rite,
+            excluded=_NO_MASK
+            | {
+                "zero_strength": "it computes the step itself, however it is set",
+                "fast_path": "it divides by B, which starts at zero, so rounding grows; its own test starts elsewhere",
             },
         ),
     )
