@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, gm_lora, lora, lora_rite, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, gm_lora, lora, lora_rite, r_lora, replora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -22,6 +22,7 @@ from rmlora.transforms import (
     ClipByGlobalNorm,
     FreezeHead,
     GateDirections,
+    GenerateFactors,
     MaskDirections,
     PreconditionFactors,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "ClipByGlobalNorm",
     "FreezeHead",
     "GateDirections",
+    "GenerateFactors",
     "MaskDirections",
     "PreconditionFactors",
     "PrunedAdapter",
@@ -53,6 +55,7 @@ __all__ = [
     "lora_rite",
     "only",
     "r_lora",
+    "replora",
     "rm_lora",
     "schedules",
     "sora",

@@ -197,11 +197,11 @@ def chain(*links: Transform) -> Chain:
 
 def _refuse_unsuited(links: Sequence[Transform]) -> None:
     """Raise where a link cannot do what it says beside one that computes the step or mixes directions."""
-    mixing = next((type(link).__name__ for link in links if link.mixes_directions), None)
+    mixing = next((link for link in links if link.mixes_directions), None)
     masking = next((link for link in links if link.masks_directions), None)
     if mixing and masking:
         raise MethodError(
-            f"{mixing} moves all directions of a pair together (rank coordinates rotate), so "
+            f"{type(mixing).__name__} moves all directions of a pair together ({mixing.mixes_directions}), so "
             f"{type(masking).__name__} cannot hold some of them still; use one of the two"
         )
     owner = next((i for i, link in enumerate(links) if link.owns_update), len(links))

@@ -89,12 +89,12 @@ class Transform:
     the forward pass see one module. `owns_update` is True for a link that computes the step itself in `project`, from
     the learning rate: the optimizer's own update and decay of the pairs are then discarded. `needs` names what
     attaching alone cannot give (a replicated batch, restarts); `attach` refuses until an entry point provides it.
-    `adapts` is the PEFT type of the adapters it can train. `mixes_directions` is True for a link whose step moves all
+    `adapts` is the PEFT type of the adapters it can train. `mixes_directions` says why, for a link whose step moves all
     directions of a pair together, so that none can be held still: `chain` refuses it beside a link that masks.
     """
 
     owns_update: ClassVar[bool] = False
-    mixes_directions: ClassVar[bool] = False
+    mixes_directions: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     adapts: ClassVar[str] = "LORA"
 

@@ -7,6 +7,7 @@ from rmlora.methods.lora_rite import lora_rite
 from rmlora.methods.presets import PRESETS, Preset
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.registry import LAWS, METHODS, Method
+from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 
@@ -21,6 +22,7 @@ __all__ = [
     "lora",
     "lora_rite",
     "r_lora",
+    "replora",
     "rm_lora",
     "sora",
 ]

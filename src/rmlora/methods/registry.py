@@ -14,6 +14,7 @@ from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
 from rmlora.methods.lora_rite import lora_rite
 from rmlora.methods.r_lora import r_lora
+from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 
@@ -136,6 +137,12 @@ METHODS: dict[str, Method] = {
                 "zero_strength": "it computes the step itself, however it is set",
                 "fast_path": "it divides by B, which starts at zero, so rounding grows; its own test starts elsewhere",
             },
+        ),
+        Method(
+            "replora",
+            "LoRA whose A and B come out of a small network that the modules of a block share",
+            replora,
+            excluded=_NO_MASK | {"zero_strength": "A and B are outputs of a network, however it is set"},
         ),
     )
 }

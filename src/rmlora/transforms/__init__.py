@@ -5,6 +5,7 @@ from rmlora.transforms.allocate_budget import AllocateBudget, budget_at
 from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_global_norm
 from rmlora.transforms.freeze_head import FreezeHead
 from rmlora.transforms.gate_directions import GateDirections, shrink
+from rmlora.transforms.generate_factors import GenerateFactors, generate_factors
 from rmlora.transforms.mask_directions import MaskDirections, mask_directions
 from rmlora.transforms.precondition_factors import PreconditionFactors, precondition_factors
 
@@ -14,11 +15,13 @@ __all__ = [
     "ClipByGlobalNorm",
     "FreezeHead",
     "GateDirections",
+    "GenerateFactors",
     "MaskDirections",
     "PreconditionFactors",
     "add_orthogonality",
     "budget_at",
     "clip_by_global_norm",
+    "generate_factors",
     "mask_directions",
     "precondition_factors",
     "shrink",

@@ -138,7 +138,7 @@ class PreconditionFactors(Transform):
     """
 
     owns_update: ClassVar[bool] = True
-    mixes_directions: ClassVar[bool] = True
+    mixes_directions: ClassVar[str] = "rank coordinates rotate"
 
     beta_1: float = 0.9
     beta_2: float = 0.999
