@@ -11,7 +11,8 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, gm_lora, lora, lora_rite, r_lora, replora, rm_lora, sora
+from rmlora.linear_ranks import linear_ranks
+from rmlora.methods import METHODS, adalora, gm_lora, lora, lora_rite, prilora, r_lora, replora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -25,6 +26,7 @@ from rmlora.transforms import (
     GenerateFactors,
     MaskDirections,
     PreconditionFactors,
+    PruneEntries,
 )
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ __all__ = [
     "GenerateFactors",
     "MaskDirections",
     "PreconditionFactors",
+    "PruneEntries",
     "PrunedAdapter",
     "RMLoraConfig",
     "RmloraError",
@@ -51,9 +54,11 @@ __all__ = [
     "chain",
     "export_pruned",
     "gm_lora",
+    "linear_ranks",
     "lora",
     "lora_rite",
     "only",
+    "prilora",
     "r_lora",
     "replora",
     "rm_lora",

@@ -98,6 +98,11 @@ class Chain(Transform):
         return all(link.learns_what_is_kept for link in self.links)
 
     @property
+    def gathers(self) -> frozenset[str]:  # type: ignore[override]
+        """All that its links gather, by the keys of the joined state."""
+        return frozenset(f"{index}/{key}" for index, link in enumerate(self.links) for key in link.gathers)
+
+    @property
     def masks_directions(self) -> bool:
         """Whether any link does."""
         return any(link.masks_directions for link in self.links)

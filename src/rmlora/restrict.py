@@ -39,6 +39,11 @@ class Only(Transform):
         return self.inner.adapts
 
     @property
+    def gathers(self) -> frozenset[str]:  # type: ignore[override]
+        """As the inner transform."""
+        return self.inner.gathers
+
+    @property
     def masks_directions(self) -> bool:
         """As the inner transform."""
         return self.inner.masks_directions

@@ -91,10 +91,12 @@ class Transform:
     attaching alone cannot give (a replicated batch, restarts); `attach` refuses until an entry point provides it.
     `adapts` is the PEFT type of the adapters it can train. `mixes_directions` says why, for a link whose step moves all
     directions of a pair together, so that none can be held still: `chain` refuses it beside a link that masks.
+    `gathers` names leaves of the state that let backward add something up, and learn nothing.
     """
 
     owns_update: ClassVar[bool] = False
     mixes_directions: ClassVar[str] = ""
+    gathers: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()
     adapts: ClassVar[str] = "LORA"
 

@@ -5,6 +5,7 @@ from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
 from rmlora.methods.lora_rite import lora_rite
 from rmlora.methods.presets import PRESETS, Preset
+from rmlora.methods.prilora import prilora
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.registry import LAWS, METHODS, Method
 from rmlora.methods.replora import replora
@@ -21,6 +22,7 @@ __all__ = [
     "gm_lora",
     "lora",
     "lora_rite",
+    "prilora",
     "r_lora",
     "replora",
     "rm_lora",

@@ -13,6 +13,7 @@ from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
 from rmlora.methods.lora_rite import lora_rite
+from rmlora.methods.prilora import prilora
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
@@ -143,6 +144,14 @@ METHODS: dict[str, Method] = {
             "LoRA whose A and B come out of a small network that the modules of a block share",
             replora,
             excluded=_NO_MASK | {"zero_strength": "A and B are outputs of a network, however it is set"},
+        ),
+        Method(
+            "prilora",
+            "LoRA whose A is pruned by magnitude and input norm as it learns; ranks may grow with depth",
+            prilora,
+            zero={"share": 0.0},
+            excluded=_NO_MASK
+            | {"fast_path": "it measures inputs in the forward pass, which PEFT's own modules compute"},
         ),
     )
 }

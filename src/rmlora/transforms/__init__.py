@@ -8,6 +8,7 @@ from rmlora.transforms.gate_directions import GateDirections, shrink
 from rmlora.transforms.generate_factors import GenerateFactors, generate_factors
 from rmlora.transforms.mask_directions import MaskDirections, mask_directions
 from rmlora.transforms.precondition_factors import PreconditionFactors, precondition_factors
+from rmlora.transforms.prune_entries import PruneEntries, prune_entries
 
 __all__ = [
     "AddOrthogonality",
@@ -18,11 +19,13 @@ __all__ = [
     "GenerateFactors",
     "MaskDirections",
     "PreconditionFactors",
+    "PruneEntries",
     "add_orthogonality",
     "budget_at",
     "clip_by_global_norm",
     "generate_factors",
     "mask_directions",
     "precondition_factors",
+    "prune_entries",
     "shrink",
 ]
