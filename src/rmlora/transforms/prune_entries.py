@@ -42,7 +42,7 @@ def prune_entries(A: Tensor, norms: Tensor, share: float, within: Within = "row"
 
     Source:
         PRILoRA, arXiv:2401.11316, abstract: pruning by the magnitude of weights and accumulated statistics of the
-        input. Deviation: the paper's full text was not at hand; what is compared with what is our choice.
+        input. Deviation: the full text was not at hand; that product, and what is compared with what, are our reading.
     """
     _check("within", within, Within)
     wide = torch.promote_types(A.dtype, torch.float32)
@@ -100,8 +100,9 @@ class PruneEntries(Transform):
         frozenset()
 
     Source:
-        PRILoRA, arXiv:2401.11316, abstract: A is pruned throughout training by `|A_ij|` and accumulated input norms.
-        Share, interval, decay, what is compared and that entries regrow are ours: the full text was not at hand.
+        PRILoRA, arXiv:2401.11316, abstract: pruning throughout training, by the magnitude of weights and accumulated
+        statistics of the input. That A is what is pruned, by `|A_ij| norm_j`, is our reading, and share, interval,
+        decay, what is compared and that entries regrow are our choice: the full text was not at hand.
     """
 
     gathers: ClassVar[frozenset[str]] = frozenset({"energy"})
