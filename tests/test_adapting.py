@@ -214,3 +214,14 @@ def test_an_adapter_of_a_plain_peft_script_fits(tmp_path: Path, data: TaskData) 
     peft_model.save_pretrained(tmp_path / "a")
     again, config = load(tmp_path / "m", data, init_adapter=str(tmp_path / "a"))
     assert add_adapter(again, config).peft_config["default"].r == 2
+
+
+def test_ranks_that_grow_with_depth_have_mean_r_and_one_scale(data: TaskData, tmp_path: Path) -> None:
+    lora = {"r": 4, "scale": 0.5, "ranks": "linear", "rank_ratio": 3}
+    loaded, config = load(runs.save_bert(tmp_path / "m"), data, lora=lora)
+    made = lora_config(loaded, config)
+    assert sorted(set(made.rank_pattern.values())) == [2, 6]
+    assert sum(made.rank_pattern.values()) == 4 * len(made.target_modules)
+    layers = [m for m in add_adapter(loaded, config).modules() if isinstance(getattr(m, "scaling", None), dict)]
+    assert {layer.scaling["default"] for layer in layers} == {0.5}
+    assert lora_config(*load(runs.save_bert(tmp_path / "n"), data, lora={"r": 4})).rank_pattern == {}

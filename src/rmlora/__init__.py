@@ -11,7 +11,22 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, clora, gm_lora, lora, polar, r_lora, rm_lora, sora, stella
+from rmlora.linear_ranks import linear_ranks
+from rmlora.methods import (
+    METHODS,
+    adalora,
+    clora,
+    gm_lora,
+    lora,
+    lora_rite,
+    polar,
+    prilora,
+    r_lora,
+    replora,
+    rm_lora,
+    sora,
+    stella,
+)
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -23,9 +38,12 @@ from rmlora.transforms import (
     ClipByGlobalNorm,
     FreezeHead,
     GateDirections,
+    GenerateFactors,
     LandFactors,
     MaskDirections,
     MixDirections,
+    PreconditionFactors,
+    PruneEntries,
     RetractFactors,
 )
 
@@ -40,9 +58,12 @@ __all__ = [
     "ClipByGlobalNorm",
     "FreezeHead",
     "GateDirections",
+    "GenerateFactors",
     "LandFactors",
     "MaskDirections",
     "MixDirections",
+    "PreconditionFactors",
+    "PruneEntries",
     "PrunedAdapter",
     "RMLoraConfig",
     "RetractFactors",
@@ -56,10 +77,14 @@ __all__ = [
     "clora",
     "export_pruned",
     "gm_lora",
+    "linear_ranks",
     "lora",
+    "lora_rite",
     "only",
     "polar",
+    "prilora",
     "r_lora",
+    "replora",
     "rm_lora",
     "schedules",
     "sora",

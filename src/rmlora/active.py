@@ -37,11 +37,12 @@ class Active:
         return tuple({key: take_rows(value, rows) for key, value in state[i].items()} for i, rows in self.rows)
 
     def put_state(self, state: State, part: State) -> State:
-        """Return `state` with the rows replaced by `part`; a key new to the state is zero elsewhere."""
+        """Return `state` with the rows replaced by `part`; new keys are zero elsewhere, what `part` lacks is gone."""
         if self.whole:
             return part
         merged = [dict(tensors) for tensors in state]
         for (i, rows), tensors in zip(self.rows, part, strict=True):
+            merged[i] = {key: value for key, value in merged[i].items() if key in tensors}
             for key, value in tensors.items():
                 merged[i][key] = put_rows(merged[i].get(key), value, rows, self.sizes[i])
         return tuple(merged)

@@ -11,6 +11,7 @@ from torch import nn
 
 from rmlora.config import LoraSettings, RunConfig, Task
 from rmlora.errors import AdapterError, ConfigError, nearest
+from rmlora.linear_ranks import linear_ranks
 from rmlora.modeling import Loaded
 
 # What PEFT itself saves for a kind of task; adding the names again would write them twice.
@@ -75,6 +76,32 @@ def lora_config(loaded: Loaded, config: RunConfig) -> Any:
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
         init_lora_weights=settings.init_lora_weights,
+        **rank_patterns(loaded, targets, settings),
+    )
+
+
+def rank_patterns(loaded: Loaded, targets: list[str], settings: LoraSettings) -> dict[str, Any]:
+    """Return what PEFT's configuration says of single modules' ranks; nothing where all are equal.
+
+    Args:
+        loaded: the model.
+        targets: full names of the modules that get an adapter.
+        settings: of the adapter.
+
+    Raises:
+        ConfigError: ranks shall grow with depth, and the modules or the numbers do not allow it.
+    """
+    if settings.ranks == "equal":
+        return {}
+    return dict(
+        linear_ranks(
+            loaded.model,
+            targets,
+            settings.r,
+            alpha(settings),
+            ratio=settings.rank_ratio,
+            use_rslora=settings.use_rslora,
+        )
     )
 
 

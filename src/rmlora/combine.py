@@ -104,6 +104,16 @@ class Chain(Transform):
             first = [Factors(a.A + b.A, a.B + b.B) for a, b in zip(first, added, strict=True)]
         return first
 
+    @property
+    def gathers(self) -> frozenset[str]:  # type: ignore[override]
+        """All that its links gather, by the keys of the joined state."""
+        return frozenset(f"{index}/{key}" for index, link in enumerate(self.links) for key in link.gathers)
+
+    @property
+    def masks_directions(self) -> bool:
+        """Whether any link does."""
+        return any(link.masks_directions for link in self.links)
+
     def grads(
         self, state: State, pairs: Sequence[Stack], grads: Sequence[Factors], ctx: Context
     ) -> tuple[Sequence[Factors], State]:
@@ -179,7 +189,8 @@ def chain(*links: Transform) -> Chain:
         A transform.
 
     Raises:
-        MethodError: more than one link computes the step itself, or one is not a transform.
+        MethodError: more than one link computes the step itself, one changes gradients after such a link has read
+            them, one masks directions that another mixes, or one is not a transform.
 
     Example:
         >>> import rmlora
@@ -194,6 +205,7 @@ def chain(*links: Transform) -> Chain:
     owners = [type(link).__name__ for link in flat if link.owns_update]
     if len(owners) > 1:
         raise MethodError(f"only one link may compute the step itself, got {' and '.join(owners)}")
+    _refuse_unsuited(flat)
     return Chain(tuple(flat))
 
 
@@ -202,6 +214,24 @@ def _add(grads: Sequence[Factors], added: Sequence[Factors], pairs: Sequence[Sta
     whole = [spread_factors(a, r, stack.r) for a, r, stack in zip(added, rows, pairs, strict=True)]
     masked = map(mask_factors, whole, kept)
     return [Factors(g.A + a.A.to(g.A.dtype), g.B + a.B.to(g.B.dtype)) for g, a in zip(grads, masked, strict=True)]
+
+
+def _refuse_unsuited(links: Sequence[Transform]) -> None:
+    """Raise where a link cannot do what it says beside one that computes the step or mixes directions."""
+    mixing = next((link for link in links if link.mixes_directions), None)
+    masking = next((link for link in links if link.masks_directions), None)
+    if mixing and masking:
+        raise MethodError(
+            f"{type(mixing).__name__} moves all directions of a pair together ({mixing.mixes_directions}), so "
+            f"{type(masking).__name__} cannot hold some of them still; use one of the two"
+        )
+    owner = next((i for i, link in enumerate(links) if link.owns_update), len(links))
+    late = next((link for link in links[owner + 1 :] if link.hooks() & {"adds", "grads"}), None)
+    if late:
+        raise MethodError(
+            f"{type(late).__name__} changes gradients after {type(links[owner]).__name__} has computed the step from "
+            f"them; put it in front: chain({type(late).__name__}(...), {type(links[owner]).__name__}(...))"
+        )
 
 
 def _both(first: Kept | None, second: Kept | None) -> Kept | None:

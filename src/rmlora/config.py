@@ -94,6 +94,12 @@ class LoraSettings(Section):
     )
     use_rslora: bool = Field(default=False, description="Scale alpha / sqrt(r) instead of alpha / r.")
     use_dora: bool = Field(default=False, description="Train magnitudes beside directions (DoRA).")
+    ranks: Literal["equal", "linear"] = Field(
+        default="equal", description='"linear" = ranks grow with depth, with mean r and the same scale (PRILoRA).'
+    )
+    rank_ratio: float = Field(
+        default=3.0, gt=0, description="With ranks=linear: rank of the last block over that of the first."
+    )
     init_lora_weights: bool | Literal["gaussian", "orthogonal", "pissa", "olora"] = Field(
         default=True, description="How A and B start; true: A uniform, B zero."
     )

@@ -4,6 +4,7 @@ A draw depends on (seed, step, pair, direction) alone, so it is the same on ever
 resume, and independent of data order and dropout. Arithmetic is 32-bit inside int64 tensors, with no overflow.
 """
 
+import hashlib
 import math
 
 import torch
@@ -56,6 +57,17 @@ def draw_normals(keys: Tensor, num: int, *counters: int) -> Tensor:
     first, second = ((hash_scores(keys.cpu(), num, *counters, i).double() + 0.5) / 2.0**32 for i in range(2))
     normals = (-2.0 * first.log()).sqrt() * (2.0 * math.pi * second).cos()
     return normals.to(keys.device)
+
+
+def words_of(name: str) -> tuple[int, int]:
+    """Two 32-bit words that stand for a name in every draw: blake2b of it.
+
+    Example:
+        >>> words_of("encoder.layer.0.query") == words_of("encoder.layer.0.key")
+        False
+    """
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
 def draw_directions(keys: Tensor, r: int, count: int, *counters: int) -> Tensor:

@@ -69,9 +69,9 @@ class Attached:
     @property
     def num_learnt(self) -> int:
         """Entries that the method trains beside the model's parameters: SoRA's gates."""
-        return sum(
-            value.numel() for tensors in self._binding.state for value in tensors.values() if value.requires_grad
-        )
+        state, gathered = self._binding.state, self._binding.method.gathers
+        learning = [v for tensors in state for key, v in tensors.items() if v.requires_grad and key not in gathered]
+        return sum(value.numel() for value in learning)
 
     @property
     def is_attached(self) -> bool:

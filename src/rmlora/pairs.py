@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from rmlora.draws import words_of
 from rmlora.errors import AttachError
 
 _CPU_STACK_ENTRIES = 2**20
@@ -121,8 +121,7 @@ class Pair:
     @cached_property
     def words(self) -> tuple[int, int]:
         """Two 32-bit words that stand for the pair in every random draw: blake2b of its name."""
-        digest = hashlib.blake2b(self.name.encode(), digest_size=8).digest()
-        return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+        return words_of(self.name)
 
 
 @dataclass(frozen=True, eq=False)

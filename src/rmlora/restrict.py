@@ -38,6 +38,16 @@ class Only(Transform):
         """As the inner transform."""
         return self.inner.adapts
 
+    @property
+    def gathers(self) -> frozenset[str]:  # type: ignore[override]
+        """As the inner transform."""
+        return self.inner.gathers
+
+    @property
+    def masks_directions(self) -> bool:
+        """As the inner transform."""
+        return self.inner.masks_directions
+
     def suited_to(self, config: Any) -> Only:
         """Suit the inner transform."""
         return replace(self, inner=self.inner.suited_to(config))

@@ -95,10 +95,14 @@ class Transform:
     the forward pass see one module. `owns_update` is True for a link that computes the step itself in `project`, from
     the learning rate: the optimizer's own update and decay of the pairs are then discarded. `needs` names what
     attaching alone cannot give (a replicated batch, restarts); `attach` refuses until an entry point provides it.
-    `adapts` is the PEFT type of the adapters it can train.
+    `adapts` is the PEFT type of the adapters it can train. `mixes_directions` says why, for a link whose step moves all
+    directions of a pair together, so that none can be held still: `chain` refuses it beside a link that masks.
+    `gathers` names leaves of the state that let backward add something up, and learn nothing.
     """
 
     owns_update: ClassVar[bool] = False
+    mixes_directions: ClassVar[str] = ""
+    gathers: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()
     adapts: ClassVar[str] = "LORA"
 
@@ -179,6 +183,11 @@ class Transform:
     def learns_what_is_kept(self) -> bool:
         """Whether `learning` is what `keep` returned, so that it need not be drawn twice."""
         return type(self).learning is Transform.learning
+
+    @property
+    def masks_directions(self) -> bool:
+        """Whether it lets only some directions learn, during backward or later."""
+        return "keep" in self.hooks() or type(self).learning is not Transform.learning
 
     def report(self, state: State, pairs: Sequence[Stack]) -> Sequence[dict[str, Tensor]]:
         """Return numbers `(n,)` by name, per stack, that `handle.metrics()` shows; nothing by default."""

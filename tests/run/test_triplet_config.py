@@ -40,3 +40,8 @@ def test_a_run_keeps_the_target_budget(tmp_path: Path, bert: Path, files: tuple[
 def test_too_short_a_run_is_refused(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="too few for method=adalora"):
         run(bert, files, tmp_path / "out", method="adalora", training={"epochs": 1, "batch_size": 40})
+
+
+def test_ranks_that_grow_with_depth_are_not_for_triplets(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match="method=adalora finds its own ranks"):
+        run(bert, files, tmp_path / "out", method="adalora", lora={"r": 4, "ranks": "linear"})

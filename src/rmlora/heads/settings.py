@@ -14,6 +14,7 @@ TASKS = ("text-classification", "text-regression", "image-classification")
 ALLOWED: dict[str, tuple[object, ...]] = {
     "init_adapter": (None,),
     "lora.use_dora": (False,),
+    "lora.ranks": ("equal",),
     "lora.target_modules": ("auto",),
     "lora.init_lora_weights": (True, "gaussian", "orthogonal"),
     "training.gradient_accumulation_steps": (1,),

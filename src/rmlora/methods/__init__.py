@@ -4,10 +4,13 @@ from rmlora.methods.adalora import adalora
 from rmlora.methods.clora import clora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
+from rmlora.methods.lora_rite import lora_rite
 from rmlora.methods.polar import polar
 from rmlora.methods.presets import PRESETS, Preset
+from rmlora.methods.prilora import prilora
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.registry import LAWS, METHODS, Method
+from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 from rmlora.methods.stella import stella
@@ -22,8 +25,11 @@ __all__ = [
     "clora",
     "gm_lora",
     "lora",
+    "lora_rite",
     "polar",
+    "prilora",
     "r_lora",
+    "replora",
     "rm_lora",
     "sora",
     "stella",

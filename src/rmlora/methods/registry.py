@@ -13,8 +13,11 @@ from rmlora.methods.clora import clora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
+from rmlora.methods.lora_rite import lora_rite
 from rmlora.methods.polar import polar
+from rmlora.methods.prilora import prilora
 from rmlora.methods.r_lora import r_lora
+from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 from rmlora.methods.stella import stella
@@ -155,6 +158,30 @@ METHODS: dict[str, Method] = {
                 "zero_strength": "its update B E A has three factors, however it is set",
                 "fast_path": "PEFT's AdaLoRA layers compute it",
             },
+        ),
+        Method(
+            "lora-rite",
+            "LoRA by a step that is the same however the product B A is split into factors",
+            lora_rite,
+            excluded=_NO_MASK
+            | {
+                "zero_strength": "it computes the step itself, however it is set",
+                "fast_path": "it divides by B, which starts at zero, so rounding grows; its own test starts elsewhere",
+            },
+        ),
+        Method(
+            "replora",
+            "LoRA whose A and B come out of a small network that the modules of a block share",
+            replora,
+            excluded=_NO_MASK | {"zero_strength": "A and B are outputs of a network, however it is set"},
+        ),
+        Method(
+            "prilora",
+            "LoRA whose A is pruned by magnitude and input norm as it learns; ranks may grow with depth",
+            prilora,
+            zero={"share": 0.0},
+            excluded=_NO_MASK
+            | {"fast_path": "it measures inputs in the forward pass, which PEFT's own modules compute"},
         ),
     )
 }

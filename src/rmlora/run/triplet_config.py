@@ -35,6 +35,8 @@ def add_triplets(loaded: Loaded, config: RunConfig, method: Chain, num_steps: in
 
     if config.init_adapter is not None:
         raise ConfigError("method=adalora starts from its own triplets; leave init_adapter out")
+    if config.lora.ranks != "equal":
+        raise ConfigError("method=adalora finds its own ranks from one that all modules share; leave lora.ranks out")
     link = next(link for link in method.links if isinstance(link, AllocateBudget))
     plain = lora_config(loaded, config)
     target = config.lora.r if link.target_r is None else link.target_r

@@ -6,9 +6,12 @@ from rmlora.transforms.avoid_subspaces import AvoidSubspaces, avoid_subspaces
 from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_global_norm
 from rmlora.transforms.freeze_head import FreezeHead
 from rmlora.transforms.gate_directions import GateDirections, shrink
+from rmlora.transforms.generate_factors import GenerateFactors, generate_factors
 from rmlora.transforms.land_factors import LandFactors, land_factors
 from rmlora.transforms.mask_directions import MaskDirections, mask_directions
 from rmlora.transforms.mix_directions import MixDirections, mix_directions
+from rmlora.transforms.precondition_factors import PreconditionFactors, precondition_factors
+from rmlora.transforms.prune_entries import PruneEntries, prune_entries
 from rmlora.transforms.retract_factors import RetractFactors, retract_factors
 
 __all__ = [
@@ -18,17 +21,23 @@ __all__ = [
     "ClipByGlobalNorm",
     "FreezeHead",
     "GateDirections",
+    "GenerateFactors",
     "LandFactors",
     "MaskDirections",
     "MixDirections",
+    "PreconditionFactors",
+    "PruneEntries",
     "RetractFactors",
     "add_orthogonality",
     "avoid_subspaces",
     "budget_at",
     "clip_by_global_norm",
+    "generate_factors",
     "land_factors",
     "mask_directions",
     "mix_directions",
+    "precondition_factors",
+    "prune_entries",
     "retract_factors",
     "shrink",
 ]
