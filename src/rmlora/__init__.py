@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, gm_lora, lora, lora_plus, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -23,6 +23,7 @@ from rmlora.transforms import (
     FreezeHead,
     GateDirections,
     MaskDirections,
+    MultiplyUpdate,
 )
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "FreezeHead",
     "GateDirections",
     "MaskDirections",
+    "MultiplyUpdate",
     "PrunedAdapter",
     "RMLoraConfig",
     "RmloraError",
@@ -48,6 +50,7 @@ __all__ = [
     "export_pruned",
     "gm_lora",
     "lora",
+    "lora_plus",
     "only",
     "r_lora",
     "rm_lora",

@@ -6,6 +6,7 @@ from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_glob
 from rmlora.transforms.freeze_head import FreezeHead
 from rmlora.transforms.gate_directions import GateDirections, shrink
 from rmlora.transforms.mask_directions import MaskDirections, mask_directions
+from rmlora.transforms.multiply_update import MultiplyUpdate, multiply_update
 
 __all__ = [
     "AddOrthogonality",
@@ -14,9 +15,11 @@ __all__ = [
     "FreezeHead",
     "GateDirections",
     "MaskDirections",
+    "MultiplyUpdate",
     "add_orthogonality",
     "budget_at",
     "clip_by_global_norm",
     "mask_directions",
+    "multiply_update",
     "shrink",
 ]
