@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, gm_lora, lora, lora_plus, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, dylora, gm_lora, lora, lora_plus, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -20,11 +20,13 @@ from rmlora.transforms import (
     AddOrthogonality,
     AllocateBudget,
     ClipByGlobalNorm,
+    DrawRank,
     FreezeHead,
     GateDirections,
     MaskDirections,
     MultiplyUpdate,
 )
+from rmlora.truncate_export import export_truncated
 
 __version__ = "0.1.0"
 
@@ -34,6 +36,7 @@ __all__ = [
     "AllocateBudget",
     "Attached",
     "ClipByGlobalNorm",
+    "DrawRank",
     "FreezeHead",
     "GateDirections",
     "MaskDirections",
@@ -47,7 +50,9 @@ __all__ = [
     "attach",
     "attached",
     "chain",
+    "dylora",
     "export_pruned",
+    "export_truncated",
     "gm_lora",
     "lora",
     "lora_plus",

@@ -1,6 +1,7 @@
 """Methods: nouns that return a chain of links, and METHODS, the table of all of them."""
 
 from rmlora.methods.adalora import adalora
+from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
 from rmlora.methods.lora_plus import lora_plus
@@ -17,6 +18,7 @@ __all__ = [
     "Method",
     "Preset",
     "adalora",
+    "dylora",
     "gm_lora",
     "lora",
     "lora_plus",

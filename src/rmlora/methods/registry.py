@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rmlora.combine import Chain
 from rmlora.errors import MethodError, nearest
 from rmlora.methods.adalora import adalora
+from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
@@ -122,6 +123,16 @@ METHODS: dict[str, Method] = {
             lora_plus,
             zero={"ratio": 1.0},
             excluded=_NO_MASK,
+        ),
+        Method(
+            "dylora",
+            "LoRA for any rank up to its own: at each step only the first b directions act, b drawn anew",
+            dylora,
+            zero={"lowest": 1.0},
+            excluded={
+                "masked_directions": "its forward pass is not plain LoRA's, so neither are its gradients",
+                "fast_path": "its drawn rank acts in the forward pass, which PEFT's own modules compute",
+            },
         ),
         Method(
             "adalora",

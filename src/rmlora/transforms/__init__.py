@@ -3,6 +3,7 @@
 from rmlora.transforms.add_orthogonality import AddOrthogonality, add_orthogonality
 from rmlora.transforms.allocate_budget import AllocateBudget, budget_at
 from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_global_norm
+from rmlora.transforms.draw_rank import DrawRank, draw_rank
 from rmlora.transforms.freeze_head import FreezeHead
 from rmlora.transforms.gate_directions import GateDirections, shrink
 from rmlora.transforms.mask_directions import MaskDirections, mask_directions
@@ -12,6 +13,7 @@ __all__ = [
     "AddOrthogonality",
     "AllocateBudget",
     "ClipByGlobalNorm",
+    "DrawRank",
     "FreezeHead",
     "GateDirections",
     "MaskDirections",
@@ -19,6 +21,7 @@ __all__ = [
     "add_orthogonality",
     "budget_at",
     "clip_by_global_norm",
+    "draw_rank",
     "mask_directions",
     "multiply_update",
     "shrink",
