@@ -1,5 +1,6 @@
 """Every law over every method that does not declare why it is excluded; one test per law, named after it."""
 
+import importlib
 import inspect
 import sys
 
@@ -14,6 +15,7 @@ from tests import toys
 
 KNOBS = {"rm-lora": {"weight": 1e-2, "directions": 3}, "r-lora": {"weight": 1e-2}, "gm-lora": {"directions": 3}}
 KNOBS["sora"] = {"threshold": 1e-3}
+ELSEWHERE = ("test_laws_of_directions", "test_frameworks")
 PATHS = {"fast": {"fast": True}, "reference": {"fast": False}}
 
 
@@ -34,7 +36,7 @@ def make_model(name, path="reference", **changes):
 
 
 def attach(model, method, path, **given):
-    return rmlora.attach(model, method, **PATHS[path], **given)
+    return rmlora.attach(model, method, **PATHS[path], provides=method.needs, **given)
 
 
 def assert_taken(handle, name, path):
@@ -51,7 +53,8 @@ def build(name, preset=None):
 
 
 def test_every_law_has_a_test_and_every_exclusion_a_reason(capsys):
-    tests = {name for name, _ in inspect.getmembers(sys.modules[__name__], inspect.isfunction)}
+    files = [sys.modules[__name__], *(importlib.import_module(f"tests.{name}") for name in ELSEWHERE)]
+    tests = {name for file in files for name, _ in inspect.getmembers(file, inspect.isfunction)}
     assert {f"test_law_{law}" for law in LAWS} <= tests
     for method in METHODS.values():
         for law, reason in method.excluded.items():

@@ -27,9 +27,15 @@ LAWS: dict[str, str] = {
     "skipped_step": "a step skipped for infinite gradients changes nothing",
     "toy_loss_falls": "a small regression is learnt",
     "bf16_finite": "factors in bfloat16 stay finite",
+    "permutation": "directions in another order, drawn and remembered alike, train to the same in that order",
+    "fold": "the folded factors in a plain PEFT model give the outputs of the live model",
+    "frameworks": "a bare loop, the HF Trainer, Accelerate and Lightning end at the same weights",
     "fast_path": "the fast path trains to the weights of the reference path, with its masks bit for bit",
 }
-"""Laws by name, each with the sentence that states it; `tests/test_laws.py` holds one test per name."""
+"""Laws by name, each with the sentence that states it.
+
+One test per name: in `tests/test_laws.py`, `tests/test_laws_of_directions.py` and `tests/test_frameworks.py`.
+"""
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ METHODS: dict[str, Method] = {
             dylora,
             zero={"lowest": 1.0},
             excluded={
+                "permutation": "it orders directions: the first act at every rank, the last at one only",
                 "masked_directions": "its forward pass is not plain LoRA's, so neither are its gradients",
                 "fast_path": "its drawn rank acts in the forward pass, which PEFT's own modules compute",
             },

@@ -84,9 +84,7 @@ class DrawRank(Transform):
     def __post_init__(self) -> None:
         is_count = isinstance(self.lowest, int) and not isinstance(self.lowest, bool)
         if isinstance(self.lowest, bool) or not (self.lowest >= 1 if is_count else 0.0 < self.lowest <= 1.0):
-            raise MethodError(
-                f"lowest={self.lowest!r}: give a rank (int, 1 to r) or a fraction of r (float in (0, 1])"
-            )
+            raise MethodError(f"lowest={self.lowest!r}: give a rank (int, 1 to r) or a fraction of r (float in (0, 1])")
         if self.policy not in get_args(Policy):
             raise MethodError(f'policy="{self.policy}" is not one of {list(get_args(Policy))}')
 
