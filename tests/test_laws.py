@@ -15,6 +15,7 @@ from tests import toys
 
 KNOBS = {"rm-lora": {"weight": 1e-2, "directions": 3}, "r-lora": {"weight": 1e-2}, "gm-lora": {"directions": 3}}
 KNOBS["sora"] = {"threshold": 1e-3}
+KNOBS["beamlora"] = {"interval": 3, "mass": 0.8}
 ELSEWHERE = ("test_laws_of_directions", "test_frameworks")
 PATHS = {"fast": {"fast": True}, "reference": {"fast": False}}
 

@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, dylora, gm_lora, lora, lora_plus, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, beamlora, dylora, gm_lora, lora, lora_plus, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -25,6 +25,7 @@ from rmlora.transforms import (
     GateDirections,
     MaskDirections,
     MultiplyUpdate,
+    ReplaceDirections,
 )
 from rmlora.truncate_export import export_truncated
 
@@ -43,12 +44,14 @@ __all__ = [
     "MultiplyUpdate",
     "PrunedAdapter",
     "RMLoraConfig",
+    "ReplaceDirections",
     "RmloraError",
     "RmloraWarning",
     "Transform",
     "adalora",
     "attach",
     "attached",
+    "beamlora",
     "chain",
     "dylora",
     "export_pruned",

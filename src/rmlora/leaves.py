@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+
 
 def take_rows(value: Tensor, rows: Sequence[int]) -> Tensor:
     """Select rows of a state tensor; of a leaf the selection is a leaf too, with its rows of the gradient.
@@ -82,6 +84,44 @@ def gradient_of(leaf: Tensor, scale: float | Tensor) -> Tensor:
         dist.all_reduce(grad)
         grad = grad / dist.get_world_size()
     return grad.detach()
+
+
+def adam_memory(leaf: Tensor) -> dict[str, Tensor]:
+    """Return what Adam remembers of a leaf `(n, ...)` before its first step; the step counts are `(n,)`.
+
+    Example:
+        >>> sorted(adam_memory(torch.ones(3, 2)))
+        ['mean', 'steps', 'variance']
+    """
+    zeros = torch.zeros_like(leaf, requires_grad=False)
+    steps = torch.zeros(len(leaf), dtype=torch.int64, device=leaf.device)
+    return {"mean": zeros, "variance": zeros.clone(), "steps": steps}
+
+
+def adam_step(
+    value: Tensor, grad: Tensor, memory: dict[str, Tensor], rate: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a leaf's values after one step of Adam (betas 0.9 and 0.999, no decay), and what it remembers.
+
+    Args:
+        value: `(n, k)`, detached.
+        grad: its gradient; the same shape.
+        memory: as of `adam_memory`, and possibly more; each pair counts the steps it took part in.
+        rate: a number, or `(n, 1, 1)`.
+
+    Example:
+        >>> moved, _ = adam_step(torch.zeros(1, 2), torch.tensor([[3.0, -0.5]]), adam_memory(torch.zeros(1, 2)), 0.1)
+        >>> moved
+        tensor([[-0.1000,  0.1000]])
+    """
+    steps = memory["steps"] + 1
+    mean = memory["mean"].lerp(grad, 1.0 - _BETA_1)
+    variance = memory["variance"] * _BETA_2 + (1.0 - _BETA_2) * grad.square()
+    counted = steps.to(value.dtype).unsqueeze(1)
+    size = rate.view(-1, 1).to(value) if isinstance(rate, Tensor) else rate
+    length = (variance / (1.0 - _BETA_2**counted)).sqrt() + _EPSILON
+    stepped = value - size * (mean / (1.0 - _BETA_1**counted)) / length
+    return stepped, {"mean": mean, "variance": variance, "steps": steps}
 
 
 class Scalers:

@@ -13,7 +13,7 @@ from tests.test_parameter_counts import adapted as deberta
 
 A_AND_B = 8 * (toys.D_IN + toys.HIDDEN) + 8 * (toys.HIDDEN + toys.HIDDEN)
 HEAD = toys.HIDDEN * toys.CLASSES + toys.CLASSES
-BEYOND = {"sora": 16, "adalora": 16}  # gates; values
+BEYOND = {"sora": 16, "beamlora": 16, "adalora": 16}  # gates; values
 KNOBS = {"sora": {"threshold": 2e-2}}
 
 

@@ -1,6 +1,7 @@
 """Methods: nouns that return a chain of links, and METHODS, the table of all of them."""
 
 from rmlora.methods.adalora import adalora
+from rmlora.methods.beamlora import beamlora
 from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
@@ -18,6 +19,7 @@ __all__ = [
     "Method",
     "Preset",
     "adalora",
+    "beamlora",
     "dylora",
     "gm_lora",
     "lora",

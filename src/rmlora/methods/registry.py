@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rmlora.combine import Chain
 from rmlora.errors import MethodError, nearest
 from rmlora.methods.adalora import adalora
+from rmlora.methods.beamlora import beamlora
 from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
@@ -139,6 +140,16 @@ METHODS: dict[str, Method] = {
                 "permutation": "it orders directions: the first act at every rank, the last at one only",
                 "masked_directions": "its forward pass is not plain LoRA's, so neither are its gradients",
                 "fast_path": "its drawn rank acts in the forward pass, which PEFT's own modules compute",
+            },
+        ),
+        Method(
+            "beamlora",
+            "LoRA whose weak directions are replaced by copies of strong ones, as learnt gates tell",
+            beamlora,
+            excluded=_NO_MASK
+            | {
+                "zero_strength": "its gates learn, however it is set",
+                "fast_path": "its gates act in the forward pass, which PEFT's own modules compute",
             },
         ),
         Method(

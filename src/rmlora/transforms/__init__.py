@@ -8,6 +8,7 @@ from rmlora.transforms.freeze_head import FreezeHead
 from rmlora.transforms.gate_directions import GateDirections, shrink
 from rmlora.transforms.mask_directions import MaskDirections, mask_directions
 from rmlora.transforms.multiply_update import MultiplyUpdate, multiply_update
+from rmlora.transforms.replace_directions import ReplaceDirections, choose_replacements, replace_directions
 
 __all__ = [
     "AddOrthogonality",
@@ -18,11 +19,14 @@ __all__ = [
     "GateDirections",
     "MaskDirections",
     "MultiplyUpdate",
+    "ReplaceDirections",
     "add_orthogonality",
     "budget_at",
+    "choose_replacements",
     "clip_by_global_norm",
     "draw_rank",
     "mask_directions",
     "multiply_update",
+    "replace_directions",
     "shrink",
 ]

@@ -11,15 +11,13 @@ from torch import Tensor
 
 from rmlora.draws import draw_normals
 from rmlora.errors import MethodError
-from rmlora.leaves import gradient_of
+from rmlora.leaves import adam_memory, adam_step, gradient_of
 from rmlora.pairs import Factors, Stack
 from rmlora.schedules import Scalar, value_at
 from rmlora.transform import Context, ForwardContext, Moments, State, Transform
 
 Prox = Literal["soft", "released"]
 Start = Literal["normal", "ones"]
-
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 def shrink(gate: Tensor, threshold: float, prox: Prox = "soft") -> Tensor:
@@ -126,7 +124,7 @@ class GateDirections(Transform):
         for tensors, (rate, _) in zip(state, ctx.lr, strict=True):
             gate = tensors["gate"].detach()
             grad = gradient_of(tensors["gate"], ctx.leaf_scale) + weight / num_gates * gate.sign()
-            stepped, latest = _adam(gate, grad, tensors, rate)
+            stepped, latest = adam_step(gate, grad, tensors, rate)
             moved.append({"gate": shrink(stepped, threshold, self.prox).requires_grad_(), **latest})
         return after, moments[1], tuple(moved)
 
@@ -146,20 +144,4 @@ class GateDirections(Transform):
         gate = torch.ones(len(stack), stack.r, dtype=dtype, device=A.device)
         if self.start == "normal":
             gate = draw_normals(stack.keys, stack.r, stack.seed).to(gate)
-        zeros = torch.zeros_like(gate)
-        steps = torch.zeros(len(stack), dtype=torch.int64, device=A.device)
-        return {"gate": gate.requires_grad_(), "mean": zeros, "variance": zeros.clone(), "steps": steps}
-
-
-def _adam(
-    gate: Tensor, grad: Tensor, tensors: dict[str, Tensor], rate: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One step of Adam on gates `(n, r)`; each pair counts the steps it took part in."""
-    steps = tensors["steps"] + 1
-    mean = tensors["mean"].lerp(grad, 1.0 - _BETA_1)
-    variance = tensors["variance"] * _BETA_2 + (1.0 - _BETA_2) * grad.square()
-    counted = steps.to(gate.dtype).unsqueeze(1)
-    size = rate.view(-1, 1).to(gate) if isinstance(rate, Tensor) else rate
-    length = (variance / (1.0 - _BETA_2**counted)).sqrt() + _EPSILON
-    stepped = gate - size * (mean / (1.0 - _BETA_1**counted)) / length
-    return stepped, {"mean": mean, "variance": variance, "steps": steps}
+        return {"gate": gate.requires_grad_(), **adam_memory(gate)}
