@@ -149,7 +149,9 @@ def test_law_resume(name, give_optimizer, path):
     saved_model, saved_optimizer = first.state_dict(), optimizer.state_dict()
 
     second = make_model(name, path, seed=7)
-    second.load_state_dict(saved_model)
+    begins = "begin" in build(name).hooks()  # what is loaded first would be lost to its own start, so it refuses
+    if not begins:
+        second.load_state_dict(saved_model)
     optimizer = toys.make_optimizer(second)
     if give_optimizer:
         handle = attach(second, build(name), path, optimizer=optimizer)
@@ -157,6 +159,8 @@ def test_law_resume(name, give_optimizer, path):
     else:
         handle = attach(second, build(name), path)
         optimizer.load_state_dict(saved_optimizer)
+    if begins:
+        second.load_state_dict(saved_model)
     toys.train(second, optimizer, steps=5, start=4)
     assert handle.step == 9
     assert_taken(handle, name, path)

@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, beamlora, dylora, gm_lora, lora, lora_plus, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, beamlora, bilora, dylora, gm_lora, lora, lora_plus, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -19,6 +19,7 @@ from rmlora.transform import Transform
 from rmlora.transforms import (
     AddOrthogonality,
     AllocateBudget,
+    AlternateLevels,
     ClipByGlobalNorm,
     DrawRank,
     FreezeHead,
@@ -28,6 +29,7 @@ from rmlora.transforms import (
     ReplaceDirections,
 )
 from rmlora.truncate_export import export_truncated
+from rmlora.two_parts import TwoPartBatches
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ __all__ = [
     "METHODS",
     "AddOrthogonality",
     "AllocateBudget",
+    "AlternateLevels",
     "Attached",
     "ClipByGlobalNorm",
     "DrawRank",
@@ -48,10 +51,12 @@ __all__ = [
     "RmloraError",
     "RmloraWarning",
     "Transform",
+    "TwoPartBatches",
     "adalora",
     "attach",
     "attached",
     "beamlora",
+    "bilora",
     "chain",
     "dylora",
     "export_pruned",

@@ -86,41 +86,45 @@ def gradient_of(leaf: Tensor, scale: float | Tensor) -> Tensor:
     return grad.detach()
 
 
-def adam_memory(leaf: Tensor) -> dict[str, Tensor]:
-    """Return what Adam remembers of a leaf `(n, ...)` before its first step; the step counts are `(n,)`.
+def adam_state(leaf: Tensor) -> dict[str, Tensor]:
+    """Return what `adam_step` remembers of a leaf `(n, ...)` before its first step; each pair counts its own steps.
 
     Example:
-        >>> sorted(adam_memory(torch.ones(3, 2)))
+        >>> sorted(adam_state(torch.ones(2, 3)))
         ['mean', 'steps', 'variance']
     """
-    zeros = torch.zeros_like(leaf, requires_grad=False)
+    zeros = torch.zeros_like(leaf.detach())
     steps = torch.zeros(len(leaf), dtype=torch.int64, device=leaf.device)
     return {"mean": zeros, "variance": zeros.clone(), "steps": steps}
 
 
 def adam_step(
-    value: Tensor, grad: Tensor, memory: dict[str, Tensor], rate: float | Tensor
+    leaf: Tensor, grad: Tensor, tensors: dict[str, Tensor], rate: float | Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return a leaf's values after one step of Adam (betas 0.9 and 0.999, no decay), and what it remembers.
+    """Take one step of Adam (0.9, 0.999, 1e-8) on a leaf, as PyTorch's own does; without decay.
 
     Args:
-        value: `(n, k)`, detached.
-        grad: its gradient; the same shape.
-        memory: as of `adam_memory`, and possibly more; each pair counts the steps it took part in.
-        rate: a number, or `(n, 1, 1)`.
+        leaf: `(n, ...)`; not changed.
+        grad: its gradient, free of the loss scale (`gradient_of`).
+        tensors: a dict that holds what `adam_state` returned, or the last step did.
+        rate: learning rate, or one per pair as in `Context.lr`.
+
+    Returns:
+        The leaf after the step, detached, and what to remember.
 
     Example:
-        >>> moved, _ = adam_step(torch.zeros(1, 2), torch.tensor([[3.0, -0.5]]), adam_memory(torch.zeros(1, 2)), 0.1)
-        >>> moved
-        tensor([[-0.1000,  0.1000]])
+        >>> leaf = torch.ones(1, 2)
+        >>> adam_step(leaf, torch.tensor([[3.0, -3.0]]), adam_state(leaf), rate=0.5)[0]
+        tensor([[0.5000, 1.5000]])
     """
-    steps = memory["steps"] + 1
-    mean = memory["mean"].lerp(grad, 1.0 - _BETA_1)
-    variance = memory["variance"] * _BETA_2 + (1.0 - _BETA_2) * grad.square()
-    counted = steps.to(value.dtype).unsqueeze(1)
-    size = rate.view(-1, 1).to(value) if isinstance(rate, Tensor) else rate
+    whole = (-1,) + (1,) * (leaf.dim() - 1)
+    steps = tensors["steps"] + 1
+    mean = tensors["mean"].lerp(grad, 1.0 - _BETA_1)
+    variance = tensors["variance"] * _BETA_2 + (1.0 - _BETA_2) * grad.square()
+    counted = steps.to(leaf.dtype).view(whole)
+    size = rate.view(whole).to(leaf) if isinstance(rate, Tensor) else rate
     length = (variance / (1.0 - _BETA_2**counted)).sqrt() + _EPSILON
-    stepped = value - size * (mean / (1.0 - _BETA_1**counted)) / length
+    stepped = leaf.detach() - size * (mean / (1.0 - _BETA_1**counted)) / length
     return stepped, {"mean": mean, "variance": variance, "steps": steps}
 
 

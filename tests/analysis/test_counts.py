@@ -13,7 +13,8 @@ from tests.test_parameter_counts import adapted as deberta
 
 A_AND_B = 8 * (toys.D_IN + toys.HIDDEN) + 8 * (toys.HIDDEN + toys.HIDDEN)
 HEAD = toys.HIDDEN * toys.CLASSES + toys.CLASSES
-BEYOND = {"sora": 16, "beamlora": 16, "adalora": 16}  # gates; values
+BEYOND = {"sora": 16, "adalora": 16, "beamlora": 16, "bilora": 16}  # gates; values; scores; values
+PRUNED = ("sora", "adalora")
 KNOBS = {"sora": {"threshold": 2e-2}}
 
 
@@ -25,7 +26,8 @@ def test_every_method_tells_what_it_trains_and_what_it_keeps(name, tmp_path):
         assert count_parameters(base) == ParameterCounts(0, 0, 0, every)
         return
     model = toys.make_model(adapts=METHODS[name].adapts)
-    handle = rmlora.attach(model, METHODS[name].build(**KNOBS.get(name, {})))
+    method = METHODS[name].build(**KNOBS.get(name, {}))
+    handle = rmlora.attach(model, method, provides=method.needs)
     toys.train(model, steps=30)
     counts = count_parameters(model, handle)
     assert counts.trained_adapter == A_AND_B + BEYOND.get(name, 0)
@@ -36,7 +38,7 @@ def test_every_method_tells_what_it_trains_and_what_it_keeps(name, tmp_path):
     size = sum(value.numel() for key, value in written.items() if "lora_" in key)
     silent = sum(len(A[0]) + len(B) for n, (A, B) in handle.fold().items() if n in exported.silent)
     assert counts.kept_adapter == size - silent
-    assert (counts.kept_adapter < A_AND_B) == (name in BEYOND)
+    assert (counts.kept_adapter < A_AND_B) == (name in PRUNED)
 
 
 def test_planned_counts_of_adalora_are_those_of_lora_at_its_target():

@@ -2,6 +2,7 @@
 
 from rmlora.methods.adalora import adalora
 from rmlora.methods.beamlora import beamlora
+from rmlora.methods.bilora import bilora
 from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
@@ -20,6 +21,7 @@ __all__ = [
     "Preset",
     "adalora",
     "beamlora",
+    "bilora",
     "dylora",
     "gm_lora",
     "lora",

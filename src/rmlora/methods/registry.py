@@ -10,6 +10,7 @@ from rmlora.combine import Chain
 from rmlora.errors import MethodError, nearest
 from rmlora.methods.adalora import adalora
 from rmlora.methods.beamlora import beamlora
+from rmlora.methods.bilora import bilora
 from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
@@ -150,6 +151,16 @@ METHODS: dict[str, Method] = {
             | {
                 "zero_strength": "its gates learn, however it is set",
                 "fast_path": "its gates act in the forward pass, which PEFT's own modules compute",
+            },
+        ),
+        Method(
+            "bilora",
+            "LoRA with values between A and B that learn from a part of the data A and B never see",
+            bilora,
+            excluded={
+                "zero_strength": "its update B diag(values) A has three factors, however it is set",
+                "masked_directions": "it holds A and B still as a whole, at every step of the values",
+                "fast_path": "its values act in the forward pass, which PEFT's own modules compute",
             },
         ),
         Method(

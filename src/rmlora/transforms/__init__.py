@@ -2,6 +2,7 @@
 
 from rmlora.transforms.add_orthogonality import AddOrthogonality, add_orthogonality
 from rmlora.transforms.allocate_budget import AllocateBudget, budget_at
+from rmlora.transforms.alternate_levels import AlternateLevels, is_upper
 from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_global_norm
 from rmlora.transforms.draw_rank import DrawRank, draw_rank
 from rmlora.transforms.freeze_head import FreezeHead
@@ -13,6 +14,7 @@ from rmlora.transforms.replace_directions import ReplaceDirections, choose_repla
 __all__ = [
     "AddOrthogonality",
     "AllocateBudget",
+    "AlternateLevels",
     "ClipByGlobalNorm",
     "DrawRank",
     "FreezeHead",
@@ -25,6 +27,7 @@ __all__ = [
     "choose_replacements",
     "clip_by_global_norm",
     "draw_rank",
+    "is_upper",
     "mask_directions",
     "multiply_update",
     "replace_directions",

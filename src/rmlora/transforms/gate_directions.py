@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmlora.draws import draw_normals
 from rmlora.errors import MethodError
-from rmlora.leaves import adam_memory, adam_step, gradient_of
+from rmlora.leaves import adam_state, adam_step, gradient_of
 from rmlora.pairs import Factors, Stack
 from rmlora.schedules import Scalar, value_at
 from rmlora.transform import Context, ForwardContext, Moments, State, Transform
@@ -144,4 +144,4 @@ class GateDirections(Transform):
         gate = torch.ones(len(stack), stack.r, dtype=dtype, device=A.device)
         if self.start == "normal":
             gate = draw_normals(stack.keys, stack.r, stack.seed).to(gate)
-        return {"gate": gate.requires_grad_(), **adam_memory(gate)}
+        return {"gate": gate.requires_grad_(), **adam_state(gate)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rmlora.errors import MethodError
-from rmlora.leaves import adam_memory, adam_step, gradient_of
+from rmlora.leaves import adam_state, adam_step, gradient_of
 from rmlora.pairs import Factors, Stack
 from rmlora.schedules import Scalar, value_at
 from rmlora.transform import Context, ForwardContext, Moments, State, Transform
@@ -213,7 +213,7 @@ class ReplaceDirections(Transform):
         counts = torch.zeros(len(stack), dtype=torch.int64, device=A.device)
         return {
             "scores": scores.requires_grad_(),
-            **adam_memory(scores),
+            **adam_state(scores),
             **blank,
             "has_copy": counts > 0,
             "replaced": counts,
@@ -239,7 +239,7 @@ def _share_scores(tensors: dict[str, Tensor], origin: Tensor) -> dict[str, Tenso
     count = (origin != own).sum(dim=1)
     return (
         tensors
-        | adam_memory(scores)
+        | adam_state(scores)
         | {"scores": (scores + scores.gather(1, partner)) / 2, "replaced": tensors["replaced"] + count}
     )
 
