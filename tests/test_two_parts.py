@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import Trainer, TrainingArguments
 
 import rmlora
 from rmlora import TwoPartBatches
 from rmlora.errors import MethodError
-from tests import toys
+from tests import tiny, toys
 
 EVERY = rmlora.bilora(every=3, share=0.25)
 
@@ -82,6 +83,54 @@ def test_in_a_bare_loop_values_learn_from_the_second_part_alone():
             optimizer.step()
             optimizer.zero_grad()
     assert seen == {True: set(second.tolist()), False: set(first.tolist())}
+
+
+class TwoPartTrainer(Trainer):
+    """As docs/methods/bilora.md shows it; and it notes whose turn each batch came at."""
+
+    def __init__(self, *args, method, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.batches = TwoPartBatches(
+            len(self.train_dataset),
+            self.args.per_device_train_batch_size,
+            method,
+            batches_per_step=self.args.gradient_accumulation_steps * self.args.world_size,
+            seed=self.args.seed,
+        )
+        self.turns = []
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.batches.flat()
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        (handle,) = rmlora.attached(model)
+        is_values = all(rows == [] for rows, _ in handle.kept().values())
+        self.turns.append((is_values, {tuple(ids) for ids in inputs["input_ids"].tolist()}))
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_under_the_hf_trainer_values_learn_from_the_second_part_alone(accumulation, tmp_path):
+    batch = tiny.inputs("bert", size=28, seed=7)
+    rows = [{key: value[i] for key, value in batch.items()} for i in range(28)]
+    model = tiny.adapted("bert")
+    rmlora.attach(model, EVERY, provides=TwoPartBatches.provides)
+    settings = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=3,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = TwoPartTrainer(model, settings, train_dataset=rows, method=EVERY)
+    trainer.train()
+    first, second = ({tuple(rows[i]["input_ids"].tolist()) for i in part.tolist()} for part in trainer.batches.parts)
+    assert len(trainer.turns) == 21
+    assert any(is_values for is_values, _ in trainer.turns)
+    assert all(read <= (second if is_values else first) for is_values, read in trainer.turns)
 
 
 @pytest.mark.parametrize(
