@@ -40,9 +40,12 @@ LAYERS: dict[str, Layer] = {
     ),
     "analysis": Layer(("analysis",), ("errors", "ground")),
     "attach": Layer(
-        ("attach", "handle", "prune_export", "triplets"), ("errors", "ground", "contract", "engine", "analysis")
+        ("attach", "handle", "prune_export", "truncate_export", "triplets"),
+        ("errors", "ground", "contract", "engine", "analysis"),
     ),
-    "sugar": Layer(("peft_config",), ("errors", "ground", "contract", "methods", "engine", "attach")),
+    "sugar": Layer(
+        ("peft_config", "two_parts"), ("errors", "ground", "contract", "links", "methods", "engine", "attach")
+    ),
     "package": Layer(("",), LIBRARY),
     "tasks": Layer(("tasks", "config", "config_source"), ("errors", "ground")),
     "models": Layer(("modeling", "adapting"), ("errors", "ground", "analysis", "tasks")),

@@ -6,11 +6,14 @@ import lightning
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import AdaLoraConfig
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 import rmlora
-from tests import tiny
+from rmlora.methods import METHODS
+from tests import tiny, toys
+from tests.test_laws import build, methods_under
 
 NAME, STEPS, SIZE = "bert", 5, 4
 METHOD = rmlora.rm_lora(weight=1e-2, directions=2)
@@ -18,9 +21,14 @@ METHOD = rmlora.rm_lora(weight=1e-2, directions=2)
 ADAMW = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "foreach": False}
 
 
-def make_model():
+def make_model(adapts="LORA"):
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return tiny.adapted(NAME, dtype=torch.float64, base=no_dropout)
+    config = None
+    if adapts == "ADALORA":
+        settings = tiny.lora_settings(NAME)
+        budget = {"total_step": STEPS + 1, "tinit": 1, "tfinal": 2, "target_r": 2}
+        config = AdaLoraConfig(init_r=settings.pop("r"), **(settings | toys.TRIPLETS | budget))
+    return tiny.adapted(NAME, config, dtype=torch.float64, base=no_dropout)
 
 
 def make_optimizer(model):
@@ -117,9 +125,9 @@ def train_lightning(model, folder):
 FRAMEWORKS = {"hf": train_hf, "accelerate": train_accelerate, "lightning": train_lightning}
 
 
-def trained_by(train, folder, method=METHOD):
-    model = make_model()
-    handle = None if method is None else rmlora.attach(model, method)
+def trained_by(train, folder, method=METHOD, adapts="LORA"):
+    model = make_model(adapts)
+    handle = None if method is None else rmlora.attach(model, method, provides=method.needs)
     train(model, folder)
     assert handle is None or handle.step == STEPS
     return tiny.learnt(model)
@@ -154,3 +162,11 @@ def test_what_masked_directions_do_is_the_same_under_every_framework(framework, 
     method = rmlora.rm_lora(weight=1e-2, directions=2, policy=policy)
     expected = trained_by(train_bare, tmp_path, method)
     assert tiny.distance(expected, trained_by(FRAMEWORKS[framework], tmp_path, method)) <= 1e-10
+
+
+@pytest.mark.parametrize("name", methods_under("frameworks"))
+def test_law_frameworks(name, tmp_path):
+    method, adapts = build(name), METHODS[name].adapts
+    expected = trained_by(train_bare, tmp_path, method, adapts)
+    for framework, train in FRAMEWORKS.items():
+        assert tiny.distance(expected, trained_by(train, tmp_path, method, adapts)) <= 1e-10, framework

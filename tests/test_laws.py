@@ -1,5 +1,6 @@
 """Every law over every method that does not declare why it is excluded; one test per law, named after it."""
 
+import importlib
 import inspect
 import sys
 
@@ -16,9 +17,10 @@ from tests import toys
 KNOBS = {"rm-lora": {"weight": 1e-2, "directions": 3}, "r-lora": {"weight": 1e-2}, "gm-lora": {"directions": 3}}
 KNOBS["sora"] = {"threshold": 1e-3}
 KNOBS["clora"] = {"weight": 1e-1, "dimensions": 4}
-SUITED = {"clora": {"dimensions": 4}}  # where a default is made for layers wider than the toy's
-
 KNOBS["prilora"] = {"interval": 2}
+KNOBS["beamlora"] = {"interval": 3, "mass": 0.8}
+SUITED = {"clora": {"dimensions": 4}}  # where a default is made for layers wider than the toy's
+ELSEWHERE = ("test_laws_of_directions", "test_frameworks")
 PATHS = {"fast": {"fast": True}, "reference": {"fast": False}}
 
 
@@ -39,7 +41,7 @@ def make_model(name, path="reference", **changes):
 
 
 def attach(model, method, path, **given):
-    return rmlora.attach(model, method, **PATHS[path], **given)
+    return rmlora.attach(model, method, **PATHS[path], provides=method.needs, **given)
 
 
 def assert_taken(handle, name, path):
@@ -57,7 +59,8 @@ def build(name, preset=None):
 
 
 def test_every_law_has_a_test_and_every_exclusion_a_reason(capsys):
-    tests = {name for name, _ in inspect.getmembers(sys.modules[__name__], inspect.isfunction)}
+    files = [sys.modules[__name__], *(importlib.import_module(f"tests.{name}") for name in ELSEWHERE)]
+    tests = {name for file in files for name, _ in inspect.getmembers(file, inspect.isfunction)}
     assert {f"test_law_{law}" for law in LAWS} <= tests
     for method in METHODS.values():
         for law, reason in method.excluded.items():

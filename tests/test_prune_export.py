@@ -156,3 +156,15 @@ def test_bad_folders_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(AdapterError, match="cannot write"):
         rmlora.export_pruned(tmp_path / "whole", tmp_path / "file" / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "whole"]
+
+
+def test_a_pattern_that_names_a_module_in_full_does_not_outlive_its_rank(tmp_path):
+    model = toys.make_model(r=4, rank_pattern={"0": 6}, alpha_pattern={"0": 3})
+    handle = rmlora.attach(model, rmlora.lora())
+    toys.train(model, steps=2)
+    with torch.no_grad():
+        for pair in handle.pairs:
+            pair.parameters[1][:, 2:] = 0.0
+    assert handle.export(tmp_path / "pruned").ranks == {"0": 2, "2": 2}
+    plain = PeftModel.from_pretrained(toys.make_base(), tmp_path / "pruned", autocast_adapter_dtype=False).double()
+    torch.testing.assert_close(toys.outputs(plain), toys.outputs(model), rtol=0, atol=1e-12)

@@ -32,11 +32,25 @@ def hash_scores(keys: Tensor, num: int, *counters: int) -> Tensor:
         >>> hash_scores(keys, 3, 0, 7).shape
         torch.Size([2, 3])
     """
-    prefix = 0x9E3779B9
-    for counter in counters:
-        prefix = _mix_int(_mix_int(prefix ^ (counter & _WORD)) ^ ((counter >> 32) & _WORD))
+    prefix = hash_word(*counters)
     mixed = _mix(_mix(keys[:, :1] ^ prefix) ^ keys[:, 1:])
     return _mix(mixed ^ torch.arange(num, device=keys.device))
+
+
+def hash_word(*counters: int) -> int:
+    """Hash counters to an integer in [0, 2^32): a draw that all pairs share.
+
+    Args:
+        counters: as for `hash_scores`.
+
+    Example:
+        >>> 0 <= hash_word(0, 7) < 2**32, hash_word(0, 7) == hash_word(0, 8)
+        (True, False)
+    """
+    word = 0x9E3779B9
+    for counter in counters:
+        word = _mix_int(_mix_int(word ^ (counter & _WORD)) ^ ((counter >> 32) & _WORD))
+    return word
 
 
 def draw_normals(keys: Tensor, num: int, *counters: int) -> Tensor:

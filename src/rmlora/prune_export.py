@@ -78,12 +78,11 @@ def export_pruned(folder: str | Path, output: str | Path) -> PrunedAdapter:
         without directions keeps one of zeros is ours: PEFT has no rank 0.
     """
     adapter, target = open_adapter(folder), Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise AdapterError(f'"{target}" exists and is not an empty folder; choose another for the pruned adapter')
+    refuse_full(target)
     config, tensors = plain_form(adapter)
     before, ranks, silent = {}, {}, []
-    for a_key, b_key in _pairs_of(tensors):
-        name = a_key.removeprefix(_PREFIX).rpartition(".lora_")[0]
+    for a_key, b_key in pairs_in(tensors):
+        name = name_of(a_key)
         A, B = tensors[a_key], tensors[b_key]
         live = _live(A, B)
         before[name] = len(A)
@@ -94,8 +93,14 @@ def export_pruned(folder: str | Path, output: str | Path) -> PrunedAdapter:
         tensors[a_key], tensors[b_key] = A[live].contiguous(), B[:, live[: B.shape[1]]].contiguous()
         ranks[name] = len(tensors[a_key])
     wanted = {name: (rank, scale_of(name, config)[1]) for name, rank in ranks.items()}
-    _write(target, with_ranks(config, wanted), tensors, adapter.path)
+    write_folder(target, with_ranks(config, wanted), tensors, adapter.path)
     return PrunedAdapter(target, before, ranks, tuple(silent))
+
+
+def refuse_full(target: Path) -> None:
+    """Raise unless `target` does not exist yet, or is an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise AdapterError(f'"{target}" exists and is not an empty folder; choose another for the pruned adapter')
 
 
 def plain_form(adapter: AdapterFolder) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -126,7 +131,7 @@ def plain_form(adapter: AdapterFolder) -> tuple[dict[str, Any], dict[str, Tensor
     rank = int(config["init_r"])
     scale = next(iter(wanted.values()))[1] if wanted else 1.0
     config = {key: value for key, value in config.items() if key not in _ADALORA_ONLY}
-    config |= {"peft_type": "LORA", "r": rank, "lora_alpha": _alpha_of(rank, scale, False), "use_rslora": False}
+    config |= {"peft_type": "LORA", "r": rank, "lora_alpha": alpha_of(rank, scale, False), "use_rslora": False}
     return with_ranks(config | {"rank_pattern": {}, "alpha_pattern": {}}, wanted), plain
 
 
@@ -144,7 +149,8 @@ def with_ranks(config: dict[str, Any], wanted: dict[str, tuple[int, float]]) -> 
         ({'q': 1}, {'q': 2})
     """
     is_root = bool(config.get("use_rslora"))
-    ranks, alphas = dict(config.get("rank_pattern") or {}), dict(config.get("alpha_pattern") or {})
+    given, alphas = dict(config.get("rank_pattern") or {}), dict(config.get("alpha_pattern") or {})
+    ranks = {name: rank for name, rank in given.items() if name not in wanted}  # of these, what is wanted holds
     while True:
         resolved = config | {"rank_pattern": ranks, "alpha_pattern": alphas}
         wrong = [name for name, aim in wanted.items() if name not in ranks and scale_of(name, resolved) != aim]
@@ -154,11 +160,11 @@ def with_ranks(config: dict[str, Any], wanted: dict[str, tuple[int, float]]) -> 
         # catch other modules by their tails: those then get keys of their own, in the next round.
         own = sorted([*(name for name in ranks if name in wanted), *wrong], key=len, reverse=True)
         ranks = {name: wanted[name][0] for name in own} | {k: v for k, v in ranks.items() if k not in wanted}
-        ours = {name: _alpha_of(*wanted[name], is_root) for name in own}
+        ours = {name: alpha_of(*wanted[name], is_root) for name in own}
         alphas = ours | {k: v for k, v in alphas.items() if k not in ours}
 
 
-def _alpha_of(rank: int, scale: float, is_root: bool) -> int | float:
+def alpha_of(rank: int, scale: float, is_root: bool) -> int | float:
     """The alpha that PEFT divides back to exactly this scale."""
     divisor = math.sqrt(rank) if is_root else rank
     alpha = scale * divisor
@@ -167,7 +173,13 @@ def _alpha_of(rank: int, scale: float, is_root: bool) -> int | float:
     return int(alpha) if alpha.is_integer() else alpha
 
 
-def _pairs_of(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+def name_of(key: str) -> str:
+    """The module's full name, from the key of its A."""
+    return key.removeprefix(_PREFIX).rpartition(".lora_")[0]
+
+
+def pairs_in(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """The keys of A and B of every adapted module."""
     found = []
     for key in tensors:
         for end, other in _SIDES.items():
@@ -183,7 +195,7 @@ def _live(A: Tensor, B: Tensor) -> Tensor:
     return A.flatten(1).any(dim=1) & B.transpose(0, 1).flatten(1).any(dim=1)
 
 
-def _write(target: Path, config: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
+def write_folder(target: Path, config: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
     """Write a folder beside the target, and rename it."""
     from safetensors.torch import save_file
 

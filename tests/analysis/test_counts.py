@@ -13,7 +13,8 @@ from tests.test_parameter_counts import adapted as deberta
 
 A_AND_B = 8 * (toys.D_IN + toys.HIDDEN) + 8 * (toys.HIDDEN + toys.HIDDEN)
 HEAD = toys.HIDDEN * toys.CLASSES + toys.CLASSES
-BEYOND = {"sora": 16, "adalora": 16, "polar": 128, "stella": 128}  # gates; values; matrices between A and B
+BEYOND = {"sora": 16, "adalora": 16, "beamlora": 16, "bilora": 16}  # gates; values; scores; values
+BEYOND |= {"polar": 128, "stella": 128}  # matrices between A and B
 PRUNES = {"sora", "adalora"}
 KNOBS = {"sora": {"threshold": 2e-2}}
 
@@ -26,7 +27,8 @@ def test_every_method_tells_what_it_trains_and_what_it_keeps(name, tmp_path):
         assert count_parameters(base) == ParameterCounts(0, 0, 0, every)
         return
     model = toys.make_model(adapts=METHODS[name].adapts)
-    handle = rmlora.attach(model, METHODS[name].build(**KNOBS.get(name, {})))
+    method = METHODS[name].build(**KNOBS.get(name, {}))
+    handle = rmlora.attach(model, method, provides=method.needs)
     toys.train(model, steps=30)
     counts = count_parameters(model, handle)
     assert counts.trained_adapter == A_AND_B + BEYOND.get(name, 0)

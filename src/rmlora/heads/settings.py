@@ -44,8 +44,12 @@ def complete_head(config: RunConfig) -> RunConfig:
         raise ConfigError(f'scope is "{config.scope}"; only scope=head trains on cached features')
     if config.task not in TASKS:
         raise ConfigError(f"scope=head needs a task with one label per example ({', '.join(TASKS)}), not {config.task}")
-    if choose_method(config).adapts != "LORA":
+    method = choose_method(config)
+    if method.adapts != "LORA":
         raise ConfigError(f"scope=head trains plain LoRA factors; method {config.method} has none: choose another")
+    needs = method.build(**config.method_args).needs
+    if needs:
+        raise ConfigError(f"scope=head cannot give method {config.method} {', '.join(needs)}; use scope=whole")
     for name, values in ALLOWED.items():
         found = _value(config, name)
         if not any(found == value and type(found) is type(value) for value in values):

@@ -1,4 +1,4 @@
-"""METHODS: every method by name, with the laws it obeys. A new method is one file, one row here, one card in docs."""
+"""What a row of METHODS says of a method, and the laws it may obey."""
 
 from __future__ import annotations
 
@@ -8,19 +8,7 @@ from dataclasses import dataclass, field
 
 from rmlora.combine import Chain
 from rmlora.errors import MethodError, nearest
-from rmlora.methods.adalora import adalora
-from rmlora.methods.clora import clora
-from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
-from rmlora.methods.lora import lora
-from rmlora.methods.lora_rite import lora_rite
-from rmlora.methods.polar import polar
-from rmlora.methods.prilora import prilora
-from rmlora.methods.r_lora import r_lora
-from rmlora.methods.replora import replora
-from rmlora.methods.rm_lora import rm_lora
-from rmlora.methods.sora import sora
-from rmlora.methods.stella import stella
 
 LAWS: dict[str, str] = {
     "zero_strength": "at strength zero it is plain LoRA, bit for bit, dropout on",
@@ -31,9 +19,15 @@ LAWS: dict[str, str] = {
     "skipped_step": "a step skipped for infinite gradients changes nothing",
     "toy_loss_falls": "a small regression is learnt",
     "bf16_finite": "factors in bfloat16 stay finite",
+    "permutation": "directions in another order, drawn and remembered alike, train to the same in that order",
+    "fold": "the folded factors in a plain PEFT model give the outputs of the live model",
+    "frameworks": "a bare loop, the HF Trainer, Accelerate and Lightning end at the same weights",
     "fast_path": "the fast path trains to the weights of the reference path, with its masks bit for bit",
 }
-"""Laws by name, each with the sentence that states it; `tests/test_laws.py` holds one test per name."""
+"""Laws by name, each with the sentence that states it.
+
+One test per name: in `tests/test_laws.py`, `tests/test_laws_of_directions.py` and `tests/test_frameworks.py`.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class Method:
         summary: one line.
         function: the method, whose keyword arguments are its knobs.
         zero: knobs that make it plain LoRA.
-        adapts: PEFT type of the adapters it trains: LORA, or ADALORA for a model made with `AdaLoraConfig`.
+        adapts: PEFT type of the adapters it trains: LORA, ADALORA (made with `AdaLoraConfig`) or VERA (`VeraConfig`).
         trains_base: True where there is no adapter and every weight of the model learns.
         excluded: laws that do not apply, each with the reason.
     """
@@ -76,112 +70,3 @@ class Method:
                     f'method {self.name} has no knob "{name}"{nearest(name, list(self.knobs))}; it has: {known}'
                 )
         return build_method(self.name, self.function, knobs)
-
-
-_NO_MASK = {"masked_directions": "it masks nothing"}
-_NO_ADAPTER = "there is no adapter: every weight of the model learns"
-
-METHODS: dict[str, Method] = {
-    row.name: row
-    for row in (
-        Method(
-            "full",
-            "full fine-tuning: every weight learns, no adapter",
-            lora,
-            trains_base=True,
-            excluded=dict.fromkeys(LAWS, _NO_ADAPTER),
-        ),
-        Method("lora", "plain LoRA, the baseline", lora, excluded=_NO_MASK),
-        Method(
-            "r-lora",
-            "LoRA with an orthogonality penalty on A and B",
-            r_lora,
-            zero={"weight": 0.0},
-            excluded=_NO_MASK,
-        ),
-        Method(
-            "gm-lora",
-            "LoRA in which a random part of the directions learns at each step",
-            gm_lora,
-            zero={"directions": 1.0},
-        ),
-        Method(
-            "rm-lora",
-            "penalty and mask together (default weight and directions are provisional)",
-            rm_lora,
-            zero={"weight": 0.0, "directions": 1.0},
-        ),
-        Method(
-            "sora",
-            "LoRA with a learnt gate on every direction, shut where a proximal step wins",
-            sora,
-            excluded=_NO_MASK
-            | {
-                "zero_strength": "at threshold 0 its gates still learn",
-                "fast_path": "its gates act in the forward pass, which PEFT's own modules compute",
-            },
-        ),
-        Method(
-            "clora",
-            "LoRA with a penalty that keeps A and B out of random subspaces",
-            clora,
-            zero={"weight": 0.0},
-            excluded=_NO_MASK,
-        ),
-        Method(
-            "polar",
-            "near orthonormal A and B by a landing field, a learnt matrix between them",
-            polar,
-            excluded=_NO_MASK
-            | {
-                "zero_strength": "at weight 0 it still has three factors, and starts from orthonormal ones",
-                "fast_path": "its middle factor acts in the forward pass, which PEFT's own modules compute",
-            },
-        ),
-        Method(
-            "stella",
-            "exactly orthonormal A and B by steps on the Stiefel manifold, a learnt matrix between them",
-            stella,
-            excluded=_NO_MASK
-            | {
-                "zero_strength": "it always has three factors, and starts from orthonormal ones",
-                "fast_path": "its middle factor acts in the forward pass, which PEFT's own modules compute",
-            },
-        ),
-        Method(
-            "adalora",
-            "PEFT's AdaLoRA driven right: triplets pruned to a budget shared by all modules",
-            adalora,
-            adapts="ADALORA",
-            excluded=_NO_MASK
-            | {
-                "zero_strength": "its update B E A has three factors, however it is set",
-                "fast_path": "PEFT's AdaLoRA layers compute it",
-            },
-        ),
-        Method(
-            "lora-rite",
-            "LoRA by a step that is the same however the product B A is split into factors",
-            lora_rite,
-            excluded=_NO_MASK
-            | {
-                "zero_strength": "it computes the step itself, however it is set",
-                "fast_path": "it divides by B, which starts at zero, so rounding grows; its own test starts elsewhere",
-            },
-        ),
-        Method(
-            "replora",
-            "LoRA whose A and B come out of a small network that the modules of a block share",
-            replora,
-            excluded=_NO_MASK | {"zero_strength": "A and B are outputs of a network, however it is set"},
-        ),
-        Method(
-            "prilora",
-            "LoRA whose A is pruned by magnitude and input norm as it learns; ranks may grow with depth",
-            prilora,
-            zero={"share": 0.0},
-            excluded=_NO_MASK
-            | {"fast_path": "it measures inputs in the forward pass, which PEFT's own modules compute"},
-        ),
-    )
-}

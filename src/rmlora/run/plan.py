@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmlora.attach import attach
 from rmlora.config import RunConfig
 from rmlora.errors import ConfigError
+from rmlora.handle import Attached
 from rmlora.methods import Method
 from rmlora.pairs import Pair
 from rmlora.run.arguments import training_arguments
@@ -24,6 +26,8 @@ from rmlora.run.folder import RunFolder
 from rmlora.run.sources import Sources
 from rmlora.tasks.data import TaskData
 from rmlora.tasks.metrics import choose_metric
+from rmlora.transform import Transform
+from rmlora.two_parts import TwoPartBatches, find_levels
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,6 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     Raises:
         RmloraError: whatever would stop the run later; nothing has been written.
     """
-    from rmlora import attach
     from rmlora.adapting import add_adapter
     from rmlora.run.triplet_config import add_triplets
 
@@ -128,7 +131,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
         raise ConfigError("scope=head is not trained through the whole model; call rmlora.heads.train_head")
     method = choose_method(config)
     transform = method.build(**config.method_args)
-    check_device(config)
+    check_settings(config, transform)
     sources = sources or Sources()
     data = sources.data(config)
     num_labels = 1 if data.classes is None else len(data.classes)
@@ -144,7 +147,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
         num_steps = config.training.epochs * _steps_per_epoch(config, len(encoded["train"]))
         is_triplets = method.adapts == "ADALORA"
         model = add_triplets(loaded, config, transform, num_steps) if is_triplets else add_adapter(loaded, config)
-        handle = attach(model, transform, seed=config.training.seed, fast=config.training.fast)
+        handle = _attach(model, transform, config)
     return Plan(
         config=config,
         method=method,
@@ -159,6 +162,23 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
         counts=count_parameters(model, loaded.heads, 0 if handle is None else handle.num_learnt),
         arguments=arguments,
     )
+
+
+def check_settings(config: RunConfig, method: Transform) -> None:
+    """Refuse a device that will not do, and settings that put the batches of a method with two levels out of step.
+
+    Raises:
+        ConfigError: as `check_device`; or batches are grouped by length, or the precision skips steps.
+    """
+    check_device(config)
+    if find_levels(method) is None:
+        return
+    if config.training.group_by_length:
+        raise ConfigError(f"method={config.method} chooses its batches itself; leave training.group_by_length out")
+    if config.training.precision == "fp16":
+        raise ConfigError(
+            f"method={config.method} goes by optimizer steps, and fp16 skips some; use training.precision=bf16 or fp32"
+        )
 
 
 def check_device(config: RunConfig) -> None:
@@ -204,6 +224,12 @@ def count_parameters(model: nn.Module, heads: Sequence[str] = (), num_learnt: in
             role = "head" if is_head else "base"
         count[role] += parameter.numel()
     return Counts(count["adapter"] + num_learnt, count["head"], count["base"], count["frozen"])
+
+
+def _attach(model: nn.Module, method: Transform, config: RunConfig) -> Attached:
+    """Attach the method, for a Trainer that gives it what it needs (`rmlora.run.trainer.two_parts`)."""
+    seed, fast = config.training.seed, config.training.fast
+    return attach(model, method, seed=seed, fast=fast, provides=TwoPartBatches.provides)
 
 
 def _steps_per_epoch(config: RunConfig, num_examples: int) -> int:

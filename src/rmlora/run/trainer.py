@@ -20,6 +20,7 @@ from rmlora.tasks.calibration import expected_calibration_error
 from rmlora.tasks.completions import completion_losses, pad_completions
 from rmlora.tasks.encode import Collate, collate_images, head_of, pad_texts
 from rmlora.tasks.metrics import measure
+from rmlora.two_parts import TwoPartBatches, find_levels
 
 
 def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
@@ -30,6 +31,7 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
         callbacks: what records and shows; run in this order.
     """
     trainer = _build(plan, callbacks)
+    trainer.batches = two_parts(plan)
     # Models take any keyword but average their loss over the batch at hand. Left to itself the Trainer believes
     # they divide by the items of the whole step, and their gradient grows with accumulation and with processes.
     # Language models do divide by the tokens of the whole step, and the Trainer knows.
@@ -37,6 +39,21 @@ def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
         trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def two_parts(plan: Plan) -> TwoPartBatches | None:
+    """Return the batches of a method that learns from two parts of the training set; None for any other."""
+    transform = plan.method.build(**plan.config.method_args)
+    if find_levels(transform) is None:
+        return None
+    training, arguments = plan.config.training, plan.arguments
+    return TwoPartBatches(
+        len(plan.encoded["train"]),
+        training.batch_size,
+        transform,
+        batches_per_step=training.gradient_accumulation_steps * arguments.world_size,
+        seed=training.seed,
+    )
 
 
 def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:

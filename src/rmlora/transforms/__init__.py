@@ -2,42 +2,55 @@
 
 from rmlora.transforms.add_orthogonality import AddOrthogonality, add_orthogonality
 from rmlora.transforms.allocate_budget import AllocateBudget, budget_at
+from rmlora.transforms.alternate_levels import AlternateLevels, is_upper
 from rmlora.transforms.avoid_subspaces import AvoidSubspaces, avoid_subspaces
 from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_global_norm
+from rmlora.transforms.draw_rank import DrawRank, draw_rank
 from rmlora.transforms.freeze_head import FreezeHead
 from rmlora.transforms.gate_directions import GateDirections, shrink
 from rmlora.transforms.generate_factors import GenerateFactors, generate_factors
 from rmlora.transforms.land_factors import LandFactors, land_factors
 from rmlora.transforms.mask_directions import MaskDirections, mask_directions
 from rmlora.transforms.mix_directions import MixDirections, mix_directions
+from rmlora.transforms.multiply_update import MultiplyUpdate, multiply_update
 from rmlora.transforms.precondition_factors import PreconditionFactors, precondition_factors
 from rmlora.transforms.prune_entries import PruneEntries, prune_entries
+from rmlora.transforms.replace_directions import ReplaceDirections, choose_replacements, replace_directions
 from rmlora.transforms.retract_factors import RetractFactors, retract_factors
 
 __all__ = [
     "AddOrthogonality",
     "AllocateBudget",
+    "AlternateLevels",
     "AvoidSubspaces",
     "ClipByGlobalNorm",
+    "DrawRank",
     "FreezeHead",
     "GateDirections",
     "GenerateFactors",
     "LandFactors",
     "MaskDirections",
     "MixDirections",
+    "MultiplyUpdate",
     "PreconditionFactors",
     "PruneEntries",
+    "ReplaceDirections",
     "RetractFactors",
     "add_orthogonality",
     "avoid_subspaces",
     "budget_at",
+    "choose_replacements",
     "clip_by_global_norm",
+    "draw_rank",
     "generate_factors",
+    "is_upper",
     "land_factors",
     "mask_directions",
     "mix_directions",
+    "multiply_update",
     "precondition_factors",
     "prune_entries",
+    "replace_directions",
     "retract_factors",
     "shrink",
 ]

@@ -157,19 +157,7 @@ class MaskDirections(Transform):
     ) -> tuple[Sequence[Factors], Moments, State]:
         """Restore masked directions, and under policy "state" their moments."""
         kept = [self._draw(stack, ctx) for stack in pairs]
-        restored = [_restore(k, b, a) for k, b, a in zip(kept, before, after, strict=True)]
-        if self.policy != "state":
-            return restored, moments[1], state
-        if ctx.shared_moments:
-            raise MethodError(
-                f'policy="state" cannot keep single directions of {", ".join(ctx.shared_moments)}, which this '
-                'optimizer shares between directions; use policy="update", or AdamW'
-            )
-        latest = tuple(
-            {name: _restore(k, old[name], new[name]) for name in new}
-            for k, old, new in zip(kept, *moments, strict=True)
-        )
-        return restored, latest, state
+        return *hold_still(kept, self.policy, before, after, moments, ctx), state
 
     def _draw(self, stack: Stack, ctx: Context) -> Kept | None:
         count = self.count(stack.r, ctx.step)
@@ -180,6 +168,43 @@ class MaskDirections(Transform):
         if self.sharing == "shared":
             return Kept(A, A, count)
         return Kept(A, draw_directions(stack.keys, stack.r, count, ctx.seed, draw, _STREAM_B), count)
+
+
+def hold_still(
+    kept: Sequence[Kept | None],
+    policy: Policy,
+    before: Sequence[Factors],
+    after: Sequence[Factors],
+    moments: tuple[Moments, Moments],
+    ctx: Context,
+) -> tuple[Sequence[Factors], Moments]:
+    """Return factors and moments after a step in which directions that are not kept stood still.
+
+    Args:
+        kept: which directions moved, per stack.
+        policy: "update" restores their factors, "state" their moments too; "gradient" changes nothing.
+        before: factors before the optimizer's update.
+        after: factors after it.
+        moments: the optimizer's moments before and after.
+        ctx: of the step.
+
+    Raises:
+        MethodError: the optimizer shares moments between directions, and policy is "state".
+    """
+    if policy == "gradient":
+        return after, moments[1]
+    restored = [_restore(k, b, a) for k, b, a in zip(kept, before, after, strict=True)]
+    if policy == "update":
+        return restored, moments[1]
+    if ctx.shared_moments:
+        raise MethodError(
+            f'policy="state" cannot keep single directions of {", ".join(ctx.shared_moments)}, which this '
+            'optimizer shares between directions; use policy="update", or AdamW'
+        )
+    latest = tuple(
+        {name: _restore(k, old[name], new[name]) for name in new} for k, old, new in zip(kept, *moments, strict=True)
+    )
+    return restored, latest
 
 
 def _restore(kept: Kept | None, before: Factors, after: Factors) -> Factors:
