@@ -14,6 +14,8 @@ from tests import toys
 
 KNOBS = {"rm-lora": {"weight": 1e-2, "directions": 3}, "r-lora": {"weight": 1e-2}, "gm-lora": {"directions": 3}}
 KNOBS["sora"] = {"threshold": 1e-3}
+KNOBS["delta-lora"] = {"strength": 0.5, "start_step": 3}
+KNOBS["rac-lora"] = {"blocks": 3, "block_steps": 3}
 PATHS = {"fast": {"fast": True}, "reference": {"fast": False}}
 
 

@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, delta_lora, gm_lora, lora, r_lora, rac_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -19,11 +19,14 @@ from rmlora.transform import Transform
 from rmlora.transforms import (
     AddOrthogonality,
     AllocateBudget,
+    ChainSketches,
     ClipByGlobalNorm,
     FreezeHead,
     GateDirections,
     MaskDirections,
+    PropagateDelta,
 )
+from rmlora.truncated_export import TruncatedAdapter, export_truncated
 
 __version__ = "0.1.0"
 
@@ -32,24 +35,30 @@ __all__ = [
     "AddOrthogonality",
     "AllocateBudget",
     "Attached",
+    "ChainSketches",
     "ClipByGlobalNorm",
     "FreezeHead",
     "GateDirections",
     "MaskDirections",
+    "PropagateDelta",
     "PrunedAdapter",
     "RMLoraConfig",
     "RmloraError",
     "RmloraWarning",
     "Transform",
+    "TruncatedAdapter",
     "adalora",
     "attach",
     "attached",
     "chain",
+    "delta_lora",
     "export_pruned",
+    "export_truncated",
     "gm_lora",
     "lora",
     "only",
     "r_lora",
+    "rac_lora",
     "rm_lora",
     "schedules",
     "sora",

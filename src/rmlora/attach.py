@@ -17,6 +17,7 @@ from rmlora.handle import Attached
 from rmlora.live import FORWARD_HOOKS
 from rmlora.pairs import find_pairs
 from rmlora.saving import FoldedDelta, watch_saving
+from rmlora.staged_saving import LoadBeside, SaveWider
 from rmlora.transform import Transform
 from rmlora.triplets import LoadTriplets, SaveTriplets, drive_models, suited
 
@@ -86,7 +87,8 @@ def attach(
     for pair in pairs:
         remember(pair, binding)
     is_triplets = method.adapts == "ADALORA"
-    wrapped: list[Any] = list(watch_saving(model, binding, (SaveTriplets, LoadTriplets) if is_triplets else None))
+    wider = (SaveWider, LoadBeside) if "blocks" in method.hooks() else None
+    wrapped: list[Any] = list(watch_saving(model, binding, (SaveTriplets, LoadTriplets) if is_triplets else wider))
     if is_triplets:
         wrapped += drive_models(model)
     elif "fold" in method.hooks():

@@ -18,7 +18,7 @@ from rmlora.pairs import Factors, Kept, Pair, Stack, stack_pairs
 from rmlora.siblings import Siblings
 from rmlora.transform import Context, ForwardContext, State
 
-FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs"})
+FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs", "blocks"})
 
 
 class LiveAdapter:

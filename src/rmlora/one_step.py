@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from rmlora.active import Active, find_active
 from rmlora.combine import Chain
-from rmlora.optimizers import Group, moments_of, shared_moments, write_moments
+from rmlora.optimizers import Group, moments_of, restart, shared_moments, write_moments
 from rmlora.pairs import Factors, Kept, Stack
 from rmlora.step_hooks import Arguments
 from rmlora.transform import Context, State, mask_factors
@@ -98,13 +98,18 @@ class OneStep:
             {name: _rows_or_zeros(self.moments[i], name, rows, now) for name, now in latest.items()}
             for (i, rows), latest in zip(self.active.rows, moments_after, strict=True)
         ]
-        part = self.active.take_state(self.state)
+        part = was = self.active.take_state(self.state)
         both = (tuple(moments_before), tuple(moments_after))
         moved, moments, part = self.method.project(part, self.active.stacks, before, after, both, self._context())
         self.state = self.active.put_state(self.state, part)
         self.active.write_factors(moved)
-        for stack, was, now in zip(stacks, moments_after, moments, strict=True):
-            write_moments(self.optimizer, stack, {name: now[name] for name in now if now[name] is not was.get(name)})
+        for stack, old, now in zip(stacks, moments_after, moments, strict=True):
+            write_moments(self.optimizer, stack, {name: now[name] for name in now if now[name] is not old.get(name)})
+        for stack, anew in zip(stacks, self.method.restarts(was, part, stacks, self._context()), strict=True):
+            if anew is not None:
+                restart(
+                    self.optimizer, [pair for pair, is_new in zip(stack.pairs, anew.tolist(), strict=True) if is_new]
+                )
         return True
 
     def _context(self) -> Context:

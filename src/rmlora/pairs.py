@@ -30,6 +30,16 @@ class Factors:
     A: Tensor
     B: Tensor
 
+    def joined(self, other: Factors) -> Factors:
+        """Return the directions of both, these first, so that B A is the sum of both products.
+
+        Example:
+            >>> one = Factors(torch.ones(1, 2), torch.ones(3, 1))
+            >>> one.joined(Factors(torch.ones(4, 2), torch.zeros(3, 4))).B.shape
+            torch.Size([3, 5])
+        """
+        return Factors(torch.cat([self.A, other.A], dim=-2), torch.cat([self.B, other.B], dim=-1))
+
 
 @dataclass(frozen=True)
 class Kept:

@@ -19,7 +19,7 @@ from rmlora.analysis.stored import scale_of
 from rmlora.errors import AdapterError
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _SIDES = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
 _ADALORA_ONLY = ("target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
 
@@ -77,13 +77,11 @@ def export_pruned(folder: str | Path, output: str | Path) -> PrunedAdapter:
         SoRA, arXiv:2311.11696, Sec. 3 (dropping what a zero gate shuts); AdaLoRA, arXiv:2303.10512. That a module
         without directions keeps one of zeros is ours: PEFT has no rank 0.
     """
-    adapter, target = open_adapter(folder), Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise AdapterError(f'"{target}" exists and is not an empty folder; choose another for the pruned adapter')
+    adapter, target = open_adapter(folder), free_folder(output)
     config, tensors = plain_form(adapter)
     before, ranks, silent = {}, {}, []
-    for a_key, b_key in _pairs_of(tensors):
-        name = a_key.removeprefix(_PREFIX).rpartition(".lora_")[0]
+    for a_key, b_key in pairs_of(tensors):
+        name = a_key.removeprefix(PREFIX).rpartition(".lora_")[0]
         A, B = tensors[a_key], tensors[b_key]
         live = _live(A, B)
         before[name] = len(A)
@@ -94,8 +92,16 @@ def export_pruned(folder: str | Path, output: str | Path) -> PrunedAdapter:
         tensors[a_key], tensors[b_key] = A[live].contiguous(), B[:, live[: B.shape[1]]].contiguous()
         ranks[name] = len(tensors[a_key])
     wanted = {name: (rank, scale_of(name, config)[1]) for name, rank in ranks.items()}
-    _write(target, with_ranks(config, wanted), tensors, adapter.path)
+    write_adapter(target, with_ranks(config, wanted), tensors, adapter.path)
     return PrunedAdapter(target, before, ranks, tuple(silent))
+
+
+def free_folder(output: str | Path) -> Path:
+    """Return the path of a folder that does not exist yet, or is empty; raise `AdapterError` otherwise."""
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise AdapterError(f'"{target}" exists and is not an empty folder; choose another for the adapter')
+    return target
 
 
 def plain_form(adapter: AdapterFolder) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -122,11 +128,11 @@ def plain_form(adapter: AdapterFolder) -> tuple[dict[str, Any], dict[str, Tensor
             if not len(A):  # PEFT writes modules of rank 0, and reads none
                 folded, B = A.new_zeros(1, A.shape[1]), B.new_zeros(len(B), 1)
             plain |= {f"{module}.lora_A.weight": folded, f"{module}.lora_B.weight": B}
-            wanted[module.removeprefix(_PREFIX)] = len(folded), scale_of(module.removeprefix(_PREFIX), config)[1]
+            wanted[module.removeprefix(PREFIX)] = len(folded), scale_of(module.removeprefix(PREFIX), config)[1]
     rank = int(config["init_r"])
     scale = next(iter(wanted.values()))[1] if wanted else 1.0
     config = {key: value for key, value in config.items() if key not in _ADALORA_ONLY}
-    config |= {"peft_type": "LORA", "r": rank, "lora_alpha": _alpha_of(rank, scale, False), "use_rslora": False}
+    config |= {"peft_type": "LORA", "r": rank, "lora_alpha": alpha_of(rank, scale, False), "use_rslora": False}
     return with_ranks(config | {"rank_pattern": {}, "alpha_pattern": {}}, wanted), plain
 
 
@@ -154,11 +160,11 @@ def with_ranks(config: dict[str, Any], wanted: dict[str, tuple[int, float]]) -> 
         # catch other modules by their tails: those then get keys of their own, in the next round.
         own = sorted([*(name for name in ranks if name in wanted), *wrong], key=len, reverse=True)
         ranks = {name: wanted[name][0] for name in own} | {k: v for k, v in ranks.items() if k not in wanted}
-        ours = {name: _alpha_of(*wanted[name], is_root) for name in own}
+        ours = {name: alpha_of(*wanted[name], is_root) for name in own}
         alphas = ours | {k: v for k, v in alphas.items() if k not in ours}
 
 
-def _alpha_of(rank: int, scale: float, is_root: bool) -> int | float:
+def alpha_of(rank: int, scale: float, is_root: bool) -> int | float:
     """The alpha that PEFT divides back to exactly this scale."""
     divisor = math.sqrt(rank) if is_root else rank
     alpha = scale * divisor
@@ -167,7 +173,8 @@ def _alpha_of(rank: int, scale: float, is_root: bool) -> int | float:
     return int(alpha) if alpha.is_integer() else alpha
 
 
-def _pairs_of(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+def pairs_of(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """Return the keys of A and B of every pair in an adapter's file."""
     found = []
     for key in tensors:
         for end, other in _SIDES.items():
@@ -183,7 +190,7 @@ def _live(A: Tensor, B: Tensor) -> Tensor:
     return A.flatten(1).any(dim=1) & B.transpose(0, 1).flatten(1).any(dim=1)
 
 
-def _write(target: Path, config: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
+def write_adapter(target: Path, config: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
     """Write a folder beside the target, and rename it."""
     from safetensors.torch import save_file
 

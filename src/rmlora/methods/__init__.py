@@ -1,12 +1,28 @@
 """Methods: nouns that return a chain of links, and METHODS, the table of all of them."""
 
 from rmlora.methods.adalora import adalora
+from rmlora.methods.delta_lora import delta_lora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
 from rmlora.methods.presets import PRESETS, Preset
 from rmlora.methods.r_lora import r_lora
+from rmlora.methods.rac_lora import rac_lora
 from rmlora.methods.registry import LAWS, METHODS, Method
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 
-__all__ = ["LAWS", "METHODS", "PRESETS", "Method", "Preset", "adalora", "gm_lora", "lora", "r_lora", "rm_lora", "sora"]
+__all__ = [
+    "LAWS",
+    "METHODS",
+    "PRESETS",
+    "Method",
+    "Preset",
+    "adalora",
+    "delta_lora",
+    "gm_lora",
+    "lora",
+    "r_lora",
+    "rac_lora",
+    "rm_lora",
+    "sora",
+]

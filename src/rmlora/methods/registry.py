@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from rmlora.combine import Chain
 from rmlora.errors import MethodError, nearest
 from rmlora.methods.adalora import adalora
+from rmlora.methods.delta_lora import delta_lora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
 from rmlora.methods.r_lora import r_lora
+from rmlora.methods.rac_lora import rac_lora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 
@@ -73,6 +75,7 @@ class Method:
 
 
 _NO_MASK = {"masked_directions": "it masks nothing"}
+_HAS_BLOCKS = "its blocks act in the forward pass, which PEFT's own modules compute"
 _NO_ADAPTER = "there is no adapter: every weight of the model learns"
 
 METHODS: dict[str, Method] = {
@@ -124,6 +127,23 @@ METHODS: dict[str, Method] = {
             | {
                 "zero_strength": "its update B E A has three factors, however it is set",
                 "fast_path": "PEFT's AdaLoRA layers compute it",
+            },
+        ),
+        Method(
+            "delta-lora",
+            "LoRA whose frozen weight follows the steps of B A, kept as factors",
+            delta_lora,
+            zero={"strength": 0.0},
+            excluded=_NO_MASK | {"fast_path": _HAS_BLOCKS},
+        ),
+        Method(
+            "rac-lora",
+            "a chain of blocks, each a random frozen sketch times a factor learnt from zero",
+            rac_lora,
+            excluded={
+                "masked_directions": "it masks one factor of every pair, no direction",
+                "zero_strength": "one factor of every pair is random and frozen, however it is set",
+                "fast_path": _HAS_BLOCKS,
             },
         ),
     )

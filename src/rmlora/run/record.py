@@ -121,7 +121,7 @@ def measure_adapter(handle: Any) -> Row:
     folded = handle.fold()
     sums: dict[str, float] = dict.fromkeys(("penalty", *_MEANS), 0.0)
     tolerance = 0.0
-    for stack in stack_pairs(handle.pairs):
+    for stack in stack_pairs(handle.pairs, lambda pair: folded[pair.name][0].shape):
         own = [folded[name] for name in stack.names]
         found = _measure_stack(stack, Factors(torch.stack([A for A, _ in own]), torch.stack([B for _, B in own])))
         tolerance = max(tolerance, found.pop("rank_tolerance"))
