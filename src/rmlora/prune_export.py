@@ -150,7 +150,8 @@ def with_ranks(config: dict[str, Any], wanted: dict[str, tuple[int, float]]) -> 
         ({'q': 1}, {'q': 2})
     """
     is_root = bool(config.get("use_rslora"))
-    ranks, alphas = dict(config.get("rank_pattern") or {}), dict(config.get("alpha_pattern") or {})
+    ranks = {key: rank for key, rank in (config.get("rank_pattern") or {}).items() if key not in wanted}
+    alphas = dict(config.get("alpha_pattern") or {})
     while True:
         resolved = config | {"rank_pattern": ranks, "alpha_pattern": alphas}
         wrong = [name for name, aim in wanted.items() if name not in ranks and scale_of(name, resolved) != aim]

@@ -94,7 +94,8 @@ class SavePretrained(_Wrapped):
         state_dict = dict(self.model.state_dict() if given is None else given)
         state_dict |= self._folded()
         result = self.__wrapped__(save_directory, *args, state_dict=state_dict, **kwargs)
-        if kwargs.get("is_main_process", True):
+        is_saved = self.binding.adapter in (kwargs.get("selected_adapters") or [self.binding.adapter])
+        if is_saved and kwargs.get("is_main_process", True):
             write_lost_state(self.binding, self.folder_of(save_directory))
         return result
 

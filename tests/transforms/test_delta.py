@@ -125,7 +125,7 @@ def test_detaching_would_lose_directions_and_is_refused_before_anything_changes(
     model = toys.make_model(dropout=0.0)
     handle = rmlora.attach(model, rmlora.delta_lora())
     train(model, range(2))
-    with pytest.raises(AttachError, match="0 has 16 directions with its blocks and live factors for 8.*merge_and_un"):
+    with pytest.raises(AttachError, match="has 16 directions with its blocks and live factors for 8"):
         handle.detach()
     assert handle.is_attached
 
