@@ -135,7 +135,7 @@ class Attached:
             for row, (pair, values) in enumerate(zip(stack.pairs, torch.stack(columns, dim=1).tolist(), strict=True)):
                 names = ("penalty", "residual_A", "residual_B", "overlap_A", "overlap_B")
                 modules[pair.name] = dict(zip(names, values, strict=True))
-                modules[pair.name] |= {"kept": len(kept[pair.name][0]), "r": pair.r}
+                modules[pair.name] |= {"kept": max(map(len, kept[pair.name])), "r": pair.r}
                 modules[pair.name] |= {key: value[row] for key, value in own.items()}
         ordered = {pair.name: modules[pair.name] for pair in self._binding.pairs}
         keys = dict.fromkeys(key for values in ordered.values() for key in values)

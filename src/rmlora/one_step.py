@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -99,17 +100,15 @@ class OneStep:
             for (i, rows), latest in zip(self.active.rows, moments_after, strict=True)
         ]
         part = was = self.active.take_state(self.state)
-        both = (tuple(moments_before), tuple(moments_after))
-        moved, moments, part = self.method.project(part, self.active.stacks, before, after, both, self._context())
+        both, ctx = (tuple(moments_before), tuple(moments_after)), self._context()
+        moved, moments, part = self.method.project(part, self.active.stacks, before, after, both, ctx)
         self.state = self.active.put_state(self.state, part)
         self.active.write_factors(moved)
         for stack, old, now in zip(stacks, moments_after, moments, strict=True):
             write_moments(self.optimizer, stack, {name: now[name] for name in now if now[name] is not old.get(name)})
-        for stack, anew in zip(stacks, self.method.restarts(was, part, stacks, self._context()), strict=True):
+        for stack, anew in zip(stacks, self.method.restarts(was, part, stacks, ctx), strict=True):
             if anew is not None:
-                restart(
-                    self.optimizer, [pair for pair, is_new in zip(stack.pairs, anew.tolist(), strict=True) if is_new]
-                )
+                restart(self.optimizer, itertools.compress(stack.pairs, anew.tolist()))
         return True
 
     def _context(self) -> Context:
