@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from rmlora.draws import hash_scores
+from rmlora.leaves import gradient_of
 from rmlora.pairs import Factors
 from rmlora.transform import Transform
 
@@ -88,6 +89,37 @@ class NeedsReplicas(Transform):
     """Something that attaching alone cannot give."""
 
     needs: ClassVar[frozenset] = frozenset({"a replicated batch"})
+
+
+@dataclass(frozen=True)
+class AddBlock(Transform):
+    """A frozen block of `width` directions of one value, times a number that learns (SD-LoRA's shape)."""
+
+    width: int = 2
+    value: float = 0.1
+
+    def init(self, pairs):
+        return tuple(
+            {
+                "A": stack.A.new_full((len(stack), self.width, stack.A.shape[2]), self.value),
+                "B": stack.B.new_full((len(stack), stack.B.shape[1], self.width), self.value),
+                "size": stack.B.new_ones(len(stack), 1, 1).requires_grad_(),
+            }
+            for stack in pairs
+        )
+
+    def blocks(self, state, factors, ctx):
+        return Factors(state["A"], state["B"] * state["size"])
+
+    def fold(self, state, pairs, factors):
+        return [f.joined(Factors(t["A"], t["B"] * t["size"].detach())) for f, t in zip(factors, state, strict=True)]
+
+    def project(self, state, pairs, before, after, moments, ctx):
+        moved = [
+            t | {"size": (t["size"].detach() - 0.1 * gradient_of(t["size"], ctx.leaf_scale)).requires_grad_()}
+            for t in state
+        ]
+        return after, moments[1], tuple(moved)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class Layer:
 LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "sugar")
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
-    "ground": Layer(("files", "schedules", "draws", "leaves", "pairs", "linear_ranks"), ("errors",)),
+    "ground": Layer(("files", "schedules", "draws", "leaves", "pairs", "stacking", "linear_ranks"), ("errors",)),
     "contract": Layer(("transform", "combine", "restrict"), ("errors", "ground")),
     "links": Layer(("transforms",), ("errors", "ground", "contract")),
     "methods": Layer(("methods",), ("errors", "ground", "contract", "links")),
@@ -40,7 +40,7 @@ LAYERS: dict[str, Layer] = {
     ),
     "analysis": Layer(("analysis",), ("errors", "ground")),
     "attach": Layer(
-        ("attach", "handle", "prune_export", "truncate_export", "triplets"),
+        ("attach", "handle", "leading_export", "prune_export", "staged_saving", "triplets", "truncated_export"),
         ("errors", "ground", "contract", "engine", "analysis"),
     ),
     "sugar": Layer(

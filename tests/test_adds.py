@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import rmlora
-from rmlora import pairs as pairs_module
+from rmlora import stacking
 from tests import toys, zoo
 
 METHODS = {
@@ -60,7 +60,7 @@ def test_short_stacks_train_as_whole_ones_do(monkeypatch):
     monkeypatch.setattr(toys, "CLASSES", toys.D_IN)
     whole, handle = train(rmlora.rm_lora(1e-2, 2), **lora)
     assert len(handle._binding.stacks) == 1
-    monkeypatch.setattr(pairs_module, "_CPU_STACK_ENTRIES", 2 * 4 * toys.D_IN)
+    monkeypatch.setattr(stacking, "_CPU_STACK_ENTRIES", 2 * 4 * toys.D_IN)
     parts, handle = train(rmlora.rm_lora(1e-2, 2), **lora)
     assert [len(stack) for stack in handle._binding.stacks] == [2, 1]
     for name, value in whole.items():

@@ -26,6 +26,7 @@ WITHOUT_EXAMPLE = {
     "PrunedAdapter": "is returned by export_pruned, whose example shows it",
     "Residual": "is returned by residual, whose example shows it",
     "RmloraError": "is caught",
+    "TruncatedAdapter": "is returned by export_truncated, whose example shows it",
     "RmloraWarning": "is filtered",
 }
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

@@ -21,6 +21,8 @@ KNOBS["prilora"] = {"interval": 2}
 KNOBS["beamlora"] = {"interval": 3, "mass": 0.8}
 SUITED = {"clora": {"dimensions": 4}}  # where a default is made for layers wider than the toy's
 ELSEWHERE = ("test_laws_of_directions", "test_frameworks")
+KNOBS["delta-lora"] = {"strength": 0.5, "start_step": 3}
+KNOBS["rac-lora"] = {"blocks": 3, "block_steps": 3}
 PATHS = {"fast": {"fast": True}, "reference": {"fast": False}}
 
 

@@ -168,3 +168,15 @@ def test_a_pattern_that_names_a_module_in_full_does_not_outlive_its_rank(tmp_pat
     assert handle.export(tmp_path / "pruned").ranks == {"0": 2, "2": 2}
     plain = PeftModel.from_pretrained(toys.make_base(), tmp_path / "pruned", autocast_adapter_dtype=False).double()
     torch.testing.assert_close(toys.outputs(plain), toys.outputs(model), rtol=0, atol=1e-12)
+
+
+def test_a_rank_pattern_that_names_a_module_in_full_gets_its_new_rank(tmp_path):
+    model = toys.make_model(dropout=0.0, rank_pattern={"0": 6, "2": 6}, alpha_pattern={"2": 3})
+    with torch.no_grad():
+        for layer in (model.base_model.model[0], model.base_model.model[2]):
+            layer.lora_B["default"].weight[:, :2].fill_(1.0)
+    model.save_pretrained(tmp_path / "whole")
+    assert rmlora.export_pruned(tmp_path / "whole", tmp_path / "pruned").ranks == {"0": 2, "2": 2}
+    loaded = PeftModel.from_pretrained(toys.make_base(), tmp_path / "pruned", autocast_adapter_dtype=False).eval()
+    x, _ = toys.batch(3)
+    torch.testing.assert_close(loaded(x), model.eval()(x), rtol=0, atol=1e-12)

@@ -11,6 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
+from rmlora.leading_export import export_leading
 from rmlora.linear_ranks import linear_ranks
 from rmlora.methods import (
     METHODS,
@@ -18,6 +19,7 @@ from rmlora.methods import (
     beamlora,
     bilora,
     clora,
+    delta_lora,
     dylora,
     gm_lora,
     lora,
@@ -26,6 +28,7 @@ from rmlora.methods import (
     polar,
     prilora,
     r_lora,
+    rac_lora,
     replora,
     rm_lora,
     sora,
@@ -40,6 +43,7 @@ from rmlora.transforms import (
     AllocateBudget,
     AlternateLevels,
     AvoidSubspaces,
+    ChainSketches,
     ClipByGlobalNorm,
     DrawRank,
     FreezeHead,
@@ -50,11 +54,12 @@ from rmlora.transforms import (
     MixDirections,
     MultiplyUpdate,
     PreconditionFactors,
+    PropagateDelta,
     PruneEntries,
     ReplaceDirections,
     RetractFactors,
 )
-from rmlora.truncate_export import export_truncated
+from rmlora.truncated_export import TruncatedAdapter, export_truncated
 from rmlora.two_parts import TwoPartBatches
 
 __version__ = "0.1.0"
@@ -66,6 +71,7 @@ __all__ = [
     "AlternateLevels",
     "Attached",
     "AvoidSubspaces",
+    "ChainSketches",
     "ClipByGlobalNorm",
     "DrawRank",
     "FreezeHead",
@@ -76,6 +82,7 @@ __all__ = [
     "MixDirections",
     "MultiplyUpdate",
     "PreconditionFactors",
+    "PropagateDelta",
     "PruneEntries",
     "PrunedAdapter",
     "RMLoraConfig",
@@ -84,6 +91,7 @@ __all__ = [
     "RmloraError",
     "RmloraWarning",
     "Transform",
+    "TruncatedAdapter",
     "TwoPartBatches",
     "adalora",
     "attach",
@@ -92,7 +100,9 @@ __all__ = [
     "bilora",
     "chain",
     "clora",
+    "delta_lora",
     "dylora",
+    "export_leading",
     "export_pruned",
     "export_truncated",
     "gm_lora",
@@ -104,6 +114,7 @@ __all__ = [
     "polar",
     "prilora",
     "r_lora",
+    "rac_lora",
     "replora",
     "rm_lora",
     "schedules",

@@ -17,6 +17,7 @@ from rmlora.handle import Attached
 from rmlora.live import FORWARD_HOOKS
 from rmlora.pairs import find_pairs
 from rmlora.saving import FoldedDelta, watch_saving
+from rmlora.staged_saving import LoadBeside, SaveWider
 from rmlora.transform import Transform
 from rmlora.triplets import LoadTriplets, SaveTriplets, drive_models, suited
 
@@ -85,18 +86,25 @@ def attach(
     binding = Binding(method, pairs[0].adapter, seed, pairs, fast=fast)
     for pair in pairs:
         remember(pair, binding)
-    is_triplets = method.adapts == "ADALORA"
-    wrapped: list[Any] = list(watch_saving(model, binding, (SaveTriplets, LoadTriplets) if is_triplets else None))
-    if is_triplets:
-        wrapped += drive_models(model)
-    elif "fold" in method.hooks():
-        wrapped += [FoldedDelta(pair, binding) for pair in pairs]
-    if method.hooks() & FORWARD_HOOKS:
-        hook = model.register_forward_pre_hook(binding.count_forward)
-        wrapped.append(SimpleNamespace(restore=hook.remove))  # taken back as the other wrappers are
+    wrapped = _wrap(model, binding)
     if optimizer is not None:
         binding.bind(optimizer)
     return Attached(model, binding, wrapped)
+
+
+def _wrap(model: nn.Module, binding: Binding) -> list[Any]:
+    """Wrap what saves, loads, merges and counts; each can be restored."""
+    method = binding.method
+    if method.adapts == "ADALORA":
+        return [*watch_saving(model, binding, (SaveTriplets, LoadTriplets)), *drive_models(model)]
+    wider = (SaveWider, LoadBeside) if "blocks" in method.hooks() else None
+    wrapped: list[Any] = list(watch_saving(model, binding, wider))
+    if "fold" in method.hooks():
+        wrapped += [FoldedDelta(pair, binding) for pair in binding.pairs]
+    if method.hooks() & FORWARD_HOOKS:
+        hook = model.register_forward_pre_hook(binding.count_forward)
+        wrapped.append(SimpleNamespace(restore=hook.remove))  # taken back as the other wrappers are
+    return wrapped
 
 
 def attached(model: nn.Module) -> list[Attached]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,15 @@ class Chain(Transform):
             x = link.outputs(part[0], x, ctx)
         return x
 
+    def blocks(self, state: dict[str, Tensor], factors: Factors, ctx: ForwardContext) -> Factors | None:
+        """Put the links' blocks behind one another."""
+        joined: Factors | None = None
+        for link, part in self._using("blocks", (state,)):
+            block = link.blocks(part[0], factors, ctx)
+            if block is not None:
+                joined = block if joined is None else joined.joined(block)
+        return joined
+
     def keep(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
         """Keep what every link keeps."""
         kept: tuple[Kept | None, ...] = tuple(None for _ in pairs)
@@ -146,6 +156,14 @@ class Chain(Transform):
                 after, latest, parts[index] = link.project(parts[index], pairs, before, after, both, ctx)
         return after, latest, self._join(parts, len(pairs))
 
+    def restarts(self, before: State, after: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Tensor | None, ...]:
+        """Restart what any link restarts."""
+        anew: tuple[Tensor | None, ...] = tuple(None for _ in pairs)
+        for index, link in enumerate(self.links):
+            more = link.restarts(self._part(before, index), self._part(after, index), pairs, ctx)
+            anew = tuple(b if a is None else a if b is None else a | b for a, b in zip(anew, more, strict=True))
+        return anew
+
     def report(self, state: State, pairs: Sequence[Stack]) -> Sequence[dict[str, Tensor]]:
         """Join what the links report."""
         reports = [link.report(self._part(state, index), pairs) for index, link in enumerate(self.links)]
@@ -158,10 +176,17 @@ class Chain(Transform):
         return any(link.freezes_head(step) for link in self.links)
 
     def fold(self, state: State, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
-        """Fold link after link."""
-        for link, part in self._using("fold", state):
-            factors = link.fold(part, pairs, factors)
-        return factors
+        """Fold link after link, those with blocks last; each sees the pair's r directions, and blocks come behind."""
+        blocks: list[list[Factors]] = [[] for _ in pairs]
+        for link, part in sorted(self._using("fold", state), key=lambda used: "blocks" in used[0].hooks()):
+            whole = link.fold(part, pairs, factors)
+            for stack, folded, behind in zip(pairs, whole, blocks, strict=True):
+                behind.append(Factors(folded.A[:, stack.r :], folded.B[:, :, stack.r :]))
+            factors = [_first(stack.r, folded) for stack, folded in zip(pairs, whole, strict=True)]
+        return [
+            functools.reduce(Factors.joined, (b for b in behind if b.A.shape[1]), own)
+            for own, behind in zip(factors, blocks, strict=True)
+        ]
 
     def _using(self, hook: str, state: State) -> list[tuple[Transform, State]]:
         return [(link, self._part(state, i)) for i, link in enumerate(self.links) if hook in link.hooks()]
@@ -232,6 +257,12 @@ def _refuse_unsuited(links: Sequence[Transform]) -> None:
             f"{type(late).__name__} changes gradients after {type(links[owner]).__name__} has computed the step from "
             f"them; put it in front: chain({type(late).__name__}(...), {type(links[owner]).__name__}(...))"
         )
+
+
+def _first(r: int, factors: Factors) -> Factors:
+    if factors.A.shape[1] == r:
+        return factors
+    return Factors(factors.A[:, :r], factors.B[:, :, :r])
 
 
 def _both(first: Kept | None, second: Kept | None) -> Kept | None:

@@ -7,15 +7,19 @@ pass is the parent's, operation for operation.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
-from rmlora.pairs import Pair
+from rmlora.pairs import Factors, Pair
 from rmlora.siblings import Siblings
 from rmlora.transform import ForwardContext, Transform
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""What a module does with its input, a weight and a bias."""
 
 
 class Owner(Protocol):
@@ -86,6 +90,34 @@ class Gate:
             return self.adapter.method.ranks(state, x, ctx)
         return self.adapter.method.outputs(state, x, ctx)
 
+    def block(self, module: nn.Module) -> Tensor | None:
+        """Return this side of the blocks beside the pair, in the shape of a weight; None without any."""
+        if "blocks" not in self.adapter.forward_hooks:
+            return None
+        state, ctx = self.adapter.forward_state(self.pair, module)
+        live = Factors(self.pair.A.detach(), self.pair.B.detach())
+        found = self.adapter.method.blocks(state, live, ctx)
+        if found is None:
+            return None
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        if self.side == "A":
+            return found.A.to(weight).view(-1, *weight.shape[1:])
+        return found.B.to(weight).view(len(weight), -1, *weight.shape[2:])
+
+    def compute(self, module: nn.Module, x: Tensor, product: Product) -> Tensor:
+        """Compute the module's output, with what hooks change; A's carries the features of blocks behind its own."""
+        entered = self.enter(module, x)
+        weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
+        block = self.block(module)
+        if block is None:
+            return self.leave(module, product(entered, self.weigh(weight), bias))
+        dim = -1 - len(weight.shape[2:])
+        if self.side == "A":
+            own = self.leave(module, product(entered, self.weigh(weight), bias))
+            return torch.cat([own, product(x, block, None)], dim)
+        own, behind = torch.split(entered, [weight.shape[1], block.shape[1]], dim)
+        return self.leave(module, product(own, self.weigh(weight), bias)) + product(behind, block, None)
+
 
 class GatedLinear(nn.Linear):
     """`nn.Linear` with a gate."""
@@ -94,8 +126,7 @@ class GatedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the parent's output."""
-        x = self.gate.enter(self, input)
-        return self.gate.leave(self, F.linear(x, self.gate.weigh(self.weight), self.bias))
+        return self.gate.compute(self, input, F.linear)
 
 
 class GatedConv1d(nn.Conv1d):
@@ -105,8 +136,7 @@ class GatedConv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the parent's output."""
-        x = self.gate.enter(self, input)
-        return self.gate.leave(self, self._conv_forward(x, self.gate.weigh(self.weight), self.bias))
+        return self.gate.compute(self, input, self._conv_forward)
 
 
 class GatedConv2d(nn.Conv2d):
@@ -116,8 +146,7 @@ class GatedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the parent's output."""
-        x = self.gate.enter(self, input)
-        return self.gate.leave(self, self._conv_forward(x, self.gate.weigh(self.weight), self.bias))
+        return self.gate.compute(self, input, self._conv_forward)
 
 
 class GatedConv3d(nn.Conv3d):
@@ -127,8 +156,7 @@ class GatedConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the parent's output."""
-        x = self.gate.enter(self, input)
-        return self.gate.leave(self, self._conv_forward(x, self.gate.weigh(self.weight), self.bias))
+        return self.gate.compute(self, input, self._conv_forward)
 
 
 _GATED: dict[type[nn.Module], type[nn.Module]] = {

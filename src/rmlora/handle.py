@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from rmlora.pairs import Kept, Pair
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.saving import warn_if_idle
 from rmlora.transform import Transform
+from rmlora.truncated_export import TruncatedAdapter, export_truncated
 
 
 class Attached:
@@ -134,7 +135,7 @@ class Attached:
             for row, (pair, values) in enumerate(zip(stack.pairs, torch.stack(columns, dim=1).tolist(), strict=True)):
                 names = ("penalty", "residual_A", "residual_B", "overlap_A", "overlap_B")
                 modules[pair.name] = dict(zip(names, values, strict=True))
-                modules[pair.name] |= {"kept": len(kept[pair.name][0]), "r": pair.r}
+                modules[pair.name] |= {"kept": max(map(len, kept[pair.name])), "r": pair.r}
                 modules[pair.name] |= {key: value[row] for key, value in own.items()}
         ordered = {pair.name: modules[pair.name] for pair in self._binding.pairs}
         keys = dict.fromkeys(key for values in ordered.values() for key in values)
@@ -163,19 +164,27 @@ class Attached:
                 folded[pair.name] = (factors.A[row].clone(), factors.B[row].clone())
         return folded
 
-    def export(self, output: str | Path) -> PrunedAdapter:
-        """Save the adapter as plain LoRA without the directions that add nothing; see `export_pruned`.
+    @overload
+    def export(self, output: str | Path, rank: None = None) -> PrunedAdapter: ...
+
+    @overload
+    def export(self, output: str | Path, rank: int) -> TruncatedAdapter: ...
+
+    def export(self, output: str | Path, rank: int | None = None) -> PrunedAdapter | TruncatedAdapter:
+        """Save the adapter as plain LoRA without the directions that add nothing, or at a smaller rank.
 
         Args:
             output: a folder that does not exist yet, or is empty. It appears whole or not at all.
+            rank: None drops exact zeros, and outputs stay equal (see `export_pruned`); a rank >= 1 gives every module
+                the best update of that rank, whose relative errors are returned (see `export_truncated`).
 
         Raises:
-            AdapterError: `output` holds something already, or cannot be written.
+            AdapterError: `output` holds something already, or cannot be written; or `rank` is below 1.
         """
         with tempfile.TemporaryDirectory(prefix="rmlora-") as whole:
             self._model.save_pretrained(whole, selected_adapters=[self.adapter])  # type: ignore[operator]
             folder = Path(whole) if self.adapter == "default" else Path(whole) / self.adapter
-            return export_pruned(folder, output)
+            return export_pruned(folder, output) if rank is None else export_truncated(folder, output, rank)
 
     def detach(self) -> None:
         """Fold into the live factors and leave a model that rmlora no longer touches.
@@ -184,12 +193,15 @@ class Attached:
         method never saw an optimizer step.
 
         Raises:
-            AttachError: it was detached already.
+            AttachError: it was detached already, or the method holds blocks beside the pairs, for which live factors
+                of rank r have no room.
         """
         if not self.is_attached:
             raise AttachError("already detached; call rmlora.attach again to go on training by a method")
-        warn_if_idle(self._binding)
         folded = self.fold() if "fold" in self.method.hooks() and self.method.adapts == "LORA" else {}
+        for pair in self._binding.pairs if folded else ():
+            _refuse_wider(pair, len(folded[pair.name][0]))
+        warn_if_idle(self._binding)
         with torch.no_grad():
             for pair in self._binding.pairs:
                 for parameter, value in zip(pair.parameters, folded.get(pair.name, ()), strict=False):
@@ -199,3 +211,11 @@ class Attached:
         for pair in self._binding.pairs:
             forget(pair)
         self._binding.release()
+
+
+def _refuse_wider(pair: Pair, found: int) -> None:
+    if found != pair.r:
+        raise AttachError(
+            f"{pair.name} has {found} directions with its blocks and live factors for {pair.r}, so detaching would "
+            "lose some; save with save_pretrained or handle.export, or call merge_and_unload"
+        )

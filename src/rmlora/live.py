@@ -14,11 +14,12 @@ from rmlora.fast_layers import FastPath, can_be_fast, close_fast, open_fast
 from rmlora.gates import Gate, can_gate, close_gates, open_gates
 from rmlora.kept_rows import KeptRows
 from rmlora.optimizers import refuse_foreign_parameters
-from rmlora.pairs import Factors, Kept, Pair, Stack, stack_pairs
+from rmlora.pairs import Factors, Kept, Pair, Stack
 from rmlora.siblings import Siblings
+from rmlora.stacking import stack_pairs
 from rmlora.transform import Context, ForwardContext, Rows, State
 
-FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs"})
+FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs", "blocks"})
 
 
 class LiveAdapter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from rmlora.active import Active, find_active
 from rmlora.combine import Chain
-from rmlora.optimizers import Group, moments_of, shared_moments, write_moments
+from rmlora.optimizers import Group, moments_of, restart, shared_moments, write_moments
 from rmlora.pairs import Factors, Kept, Stack
 from rmlora.step_hooks import Arguments
 from rmlora.transform import Context, Rows, State, mask_factors
@@ -110,13 +111,16 @@ class OneStep:
             {name: _rows_or_zeros(self.moments[i], name, rows, now) for name, now in latest.items()}
             for (i, rows), latest in zip(self.active.rows, moments_after, strict=True)
         ]
-        part = self.active.take_state(self.state)
-        both = (tuple(moments_before), tuple(moments_after))
-        moved, moments, part = self.method.project(part, self.active.stacks, before, after, both, self._context())
+        part = was = self.active.take_state(self.state)
+        both, ctx = (tuple(moments_before), tuple(moments_after)), self._context()
+        moved, moments, part = self.method.project(part, self.active.stacks, before, after, both, ctx)
         self.state = self.active.put_state(self.state, part)
         self.active.write_factors(moved)
-        for stack, was, now in zip(stacks, moments_after, moments, strict=True):
-            write_moments(self.optimizer, stack, {name: now[name] for name in now if now[name] is not was.get(name)})
+        for stack, old, now in zip(stacks, moments_after, moments, strict=True):
+            write_moments(self.optimizer, stack, {name: now[name] for name in now if now[name] is not old.get(name)})
+        for stack, anew in zip(stacks, self.method.restarts(was, part, stacks, ctx), strict=True):
+            if anew is not None:
+                restart(self.optimizer, itertools.compress(stack.pairs, anew.tolist()))
         return True
 
     def _context(self) -> Context:

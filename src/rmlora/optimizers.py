@@ -116,6 +116,21 @@ def write_moments(optimizer: Optimizer, stack: Stack, moments: dict[str, Factors
         torch._foreach_copy_(targets, sources)
 
 
+def restart(optimizer: Optimizer, pairs: Iterable[Pair]) -> None:
+    """Set what an optimizer remembers of these pairs to zero, its step count included; in place."""
+    for parameter in (p for pair in pairs for p in pair.parameters):
+        state = optimizer.state.get(parameter, {})
+        for name, value in state.items():
+            if name.startswith(_PREFIX):
+                continue
+            if not isinstance(value, Tensor):
+                state[name] = 0 if name == "step" else value
+            elif value.shape == parameter.shape and not value.is_floating_point():
+                raise AttachError(f"the optimizer keeps {name} as {value.dtype}, which cannot begin anew; use AdamW")
+            elif value.shape == parameter.shape or name == "step" or name.startswith("exp_avg"):
+                value.zero_()
+
+
 def write_counters(groups: Iterable[Group], adapter: str, step: int, seed: int) -> None:
     """Put our two integers where the optimizer's own checkpoint carries them."""
     for group in groups:

@@ -1,9 +1,9 @@
-"""Factor pairs: finding the (A, B) of every adapted module of a PEFT model, and stacking equal shapes."""
+"""Factor pairs: finding the (A, B) of every adapted module of a PEFT model, and reading several as a stack."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from rmlora.draws import words_of
 from rmlora.errors import AttachError
 
-_CPU_STACK_ENTRIES = 2**20
 _WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
@@ -30,6 +29,16 @@ class Factors:
 
     A: Tensor
     B: Tensor
+
+    def joined(self, other: Factors) -> Factors:
+        """Return the directions of both, these first, so that B A is the sum of both products.
+
+        Example:
+            >>> one = Factors(torch.ones(1, 2), torch.ones(3, 1))
+            >>> one.joined(Factors(torch.ones(4, 2), torch.zeros(3, 4))).B.shape
+            torch.Size([3, 5])
+        """
+        return Factors(torch.cat([self.A, other.A], dim=-2), torch.cat([self.B, other.B], dim=-1))
 
 
 @dataclass(frozen=True)
@@ -181,26 +190,6 @@ class Stack:
     def take(self, rows: Sequence[int]) -> Stack:
         """Return the pairs at `rows` as a stack of their own."""
         return Stack(tuple(self.pairs[row] for row in rows), self.keys[list(rows)], self.seed)
-
-
-def stack_pairs(
-    pairs: Iterable[Pair], partition: Callable[[Pair], Hashable] = lambda pair: None, seed: int = 0
-) -> list[Stack]:
-    """Group pairs of equal shape, dtype, device and partition, in order of first appearance.
-
-    On a CPU a stack ends where its factors would leave the caches: larger copies cost several times as much an entry.
-    """
-    groups: dict[Hashable, list[Pair]] = {}
-    for pair in pairs:
-        A, B = pair.parameters
-        groups.setdefault((A.shape, B.shape, A.dtype, B.dtype, A.device, partition(pair)), []).append(pair)
-    stacks = []
-    for group in groups.values():
-        A, B = group[0].parameters
-        size = max(1, _CPU_STACK_ENTRIES // max(A.numel(), B.numel(), 1)) if A.device.type == "cpu" else len(group)
-        for part in (tuple(group[i : i + size]) for i in range(0, len(group), size)):
-            stacks.append(Stack(part, torch.tensor([pair.words for pair in part], device=A.device), seed))
-    return stacks
 
 
 def stable_name(name: str) -> str:

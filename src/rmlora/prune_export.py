@@ -19,7 +19,7 @@ from rmlora.analysis.stored import scale_of
 from rmlora.errors import AdapterError
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _SIDES = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
 _ADALORA_ONLY = ("target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
 
@@ -77,12 +77,11 @@ def export_pruned(folder: str | Path, output: str | Path) -> PrunedAdapter:
         SoRA, arXiv:2311.11696, Sec. 3 (dropping what a zero gate shuts); AdaLoRA, arXiv:2303.10512. That a module
         without directions keeps one of zeros is ours: PEFT has no rank 0.
     """
-    adapter, target = open_adapter(folder), Path(output)
-    refuse_full(target)
+    adapter, target = open_adapter(folder), free_folder(output)
     config, tensors = plain_form(adapter)
     before, ranks, silent = {}, {}, []
-    for a_key, b_key in pairs_in(tensors):
-        name = name_of(a_key)
+    for a_key, b_key in pairs_of(tensors):
+        name = a_key.removeprefix(PREFIX).rpartition(".lora_")[0]
         A, B = tensors[a_key], tensors[b_key]
         live = _live(A, B)
         before[name] = len(A)
@@ -93,14 +92,16 @@ def export_pruned(folder: str | Path, output: str | Path) -> PrunedAdapter:
         tensors[a_key], tensors[b_key] = A[live].contiguous(), B[:, live[: B.shape[1]]].contiguous()
         ranks[name] = len(tensors[a_key])
     wanted = {name: (rank, scale_of(name, config)[1]) for name, rank in ranks.items()}
-    write_folder(target, with_ranks(config, wanted), tensors, adapter.path)
+    write_adapter(target, with_ranks(config, wanted), tensors, adapter.path)
     return PrunedAdapter(target, before, ranks, tuple(silent))
 
 
-def refuse_full(target: Path) -> None:
-    """Raise unless `target` does not exist yet, or is an empty folder."""
+def free_folder(output: str | Path) -> Path:
+    """Return the path of a folder that does not exist yet, or is empty; raise `AdapterError` otherwise."""
+    target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise AdapterError(f'"{target}" exists and is not an empty folder; choose another for the pruned adapter')
+        raise AdapterError(f'"{target}" exists and is not an empty folder; choose another for the adapter')
+    return target
 
 
 def plain_form(adapter: AdapterFolder) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -127,7 +128,7 @@ def plain_form(adapter: AdapterFolder) -> tuple[dict[str, Any], dict[str, Tensor
             if not len(A):  # PEFT writes modules of rank 0, and reads none
                 folded, B = A.new_zeros(1, A.shape[1]), B.new_zeros(len(B), 1)
             plain |= {f"{module}.lora_A.weight": folded, f"{module}.lora_B.weight": B}
-            wanted[module.removeprefix(_PREFIX)] = len(folded), scale_of(module.removeprefix(_PREFIX), config)[1]
+            wanted[module.removeprefix(PREFIX)] = len(folded), scale_of(module.removeprefix(PREFIX), config)[1]
     rank = int(config["init_r"])
     scale = next(iter(wanted.values()))[1] if wanted else 1.0
     config = {key: value for key, value in config.items() if key not in _ADALORA_ONLY}
@@ -149,8 +150,8 @@ def with_ranks(config: dict[str, Any], wanted: dict[str, tuple[int, float]]) -> 
         ({'q': 1}, {'q': 2})
     """
     is_root = bool(config.get("use_rslora"))
-    given, alphas = dict(config.get("rank_pattern") or {}), dict(config.get("alpha_pattern") or {})
-    ranks = {name: rank for name, rank in given.items() if name not in wanted}  # of these, what is wanted holds
+    ranks = {key: rank for key, rank in (config.get("rank_pattern") or {}).items() if key not in wanted}
+    alphas = dict(config.get("alpha_pattern") or {})
     while True:
         resolved = config | {"rank_pattern": ranks, "alpha_pattern": alphas}
         wrong = [name for name, aim in wanted.items() if name not in ranks and scale_of(name, resolved) != aim]
@@ -173,13 +174,8 @@ def alpha_of(rank: int, scale: float, is_root: bool) -> int | float:
     return int(alpha) if alpha.is_integer() else alpha
 
 
-def name_of(key: str) -> str:
-    """The module's full name, from the key of its A."""
-    return key.removeprefix(_PREFIX).rpartition(".lora_")[0]
-
-
-def pairs_in(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
-    """The keys of A and B of every adapted module."""
+def pairs_of(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """Return the keys of A and B of every pair in an adapter's file."""
     found = []
     for key in tensors:
         for end, other in _SIDES.items():
@@ -195,7 +191,7 @@ def _live(A: Tensor, B: Tensor) -> Tensor:
     return A.flatten(1).any(dim=1) & B.transpose(0, 1).flatten(1).any(dim=1)
 
 
-def write_folder(target: Path, config: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
+def write_adapter(target: Path, config: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
     """Write a folder beside the target, and rename it."""
     from safetensors.torch import save_file
 

@@ -85,6 +85,10 @@ class Only(Transform):
         """Apply the inner transform where the name matches."""
         return self.inner.outputs(state, x, ctx) if self._matches(ctx.name) else x
 
+    def blocks(self, state: dict[str, Tensor], factors: Factors, ctx: ForwardContext) -> Factors | None:
+        """Blocks of the inner transform where the name matches."""
+        return self.inner.blocks(state, factors, ctx) if self._matches(ctx.name) else None
+
     def keep(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
         """Mask the matching stacks; keep all of the others."""
         i = self._inside(pairs)
@@ -131,6 +135,12 @@ class Only(Transform):
             self._spread(pairs, latest, moments[1]),
             self._spread(pairs, part, state),
         )
+
+    def restarts(self, before: State, after: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Tensor | None, ...]:
+        """Restart what the inner transform restarts of the matching stacks."""
+        i = self._inside(pairs)
+        anew = self.inner.restarts(_at(before, i), _at(after, i), _at(pairs, i), _context_at(ctx, i))
+        return self._spread(pairs, anew, tuple(None for _ in pairs))
 
     def report(self, state: State, pairs: Sequence[Stack]) -> Sequence[dict[str, Tensor]]:
         """Report of the matching stacks."""

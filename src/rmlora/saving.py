@@ -92,10 +92,10 @@ class SavePretrained(_Wrapped):
             return self.__wrapped__(save_directory, *args, **kwargs)
         given = kwargs.pop("state_dict", None)
         state_dict = dict(self.model.state_dict() if given is None else given)
-        for key, value in self._folded().items():
-            state_dict[key] = value.to(state_dict[key].dtype).reshape(state_dict[key].shape)
+        state_dict |= self._folded()
         result = self.__wrapped__(save_directory, *args, state_dict=state_dict, **kwargs)
-        if kwargs.get("is_main_process", True):
+        is_saved = self.binding.adapter in (kwargs.get("selected_adapters") or [self.binding.adapter])
+        if is_saved and kwargs.get("is_main_process", True):
             write_lost_state(self.binding, self.folder_of(save_directory))
         return result
 
@@ -104,7 +104,8 @@ class SavePretrained(_Wrapped):
         folded: dict[str, Tensor] = {}
         for stack, factors in zip(self.binding.stacks, self.binding.fold(), strict=True):
             for row, pair in enumerate(stack.pairs):
-                for module, value in zip(pair.factor_modules, (factors.A[row], factors.B[row]), strict=True):
+                shaped = in_their_shapes(pair, Factors(factors.A[row], factors.B[row]))
+                for module, value in zip(pair.factor_modules, shaped, strict=True):
                     folded[f"{paths[id(module)]}.weight"] = value
         return folded
 
@@ -122,6 +123,18 @@ class LoadAdapter(_Wrapped):
         if self.is_active and name == self.binding.adapter and (folder / STATE_FILE).is_file():
             read_lost_state(self.binding, folder)
         return result
+
+
+def in_their_shapes(pair: Pair, folded: Factors) -> tuple[Tensor, Tensor]:
+    """Return folded factors of one pair in the shapes and dtypes of its parameters, but for the number of directions.
+
+    Args:
+        pair: whose parameters; for a convolution they have more than two dimensions.
+        folded: A `(r + k, d_in)` and B `(d_out, r + k)`.
+    """
+    A, B = pair.parameters
+    shaped = folded.A.reshape(-1, *A.shape[1:]), folded.B.reshape(len(B), -1, *B.shape[2:])
+    return shaped[0].to(A.dtype), shaped[1].to(B.dtype)
 
 
 def write_lost_state(binding: Binding, folder: Path) -> None:
@@ -194,8 +207,8 @@ class FoldedDelta:
         live = [parameter.data for parameter in parameters]
         folded = self._factors()
         try:
-            for parameter, value in zip(parameters, (folded.A, folded.B), strict=True):
-                parameter.data = value.to(parameter.dtype).reshape(parameter.shape)
+            for parameter, value in zip(parameters, in_their_shapes(self.pair, folded), strict=True):
+                parameter.data = value
             return self.__wrapped__(adapter)  # type: ignore[operator,no-any-return]
         finally:
             for parameter, data in zip(parameters, live, strict=True):

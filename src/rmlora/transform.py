@@ -27,7 +27,7 @@ Moments = tuple[dict[str, Factors], ...]
 Rows = tuple[Tensor, Tensor]
 """Positions of kept directions in A and in B, int64 `(n, k)` each."""
 
-HOOKS = ("begin", "inputs", "ranks", "outputs", "keep", "adds", "grads", "project", "fold")
+HOOKS = ("begin", "inputs", "ranks", "outputs", "blocks", "keep", "adds", "grads", "project", "fold")
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,16 @@ class Transform:
         """Change what leaves B, `(..., d_out)`, before the scale."""
         return x
 
+    def blocks(self, state: dict[str, Tensor], factors: Factors, ctx: ForwardContext) -> Factors | None:
+        """Return further directions beside the pair's own: A `(k, d_in)`, B `(d_out, k)`; None for none.
+
+        The pass becomes `B A x + B_k A_k x`, before the scale. The block sees x as it comes, not what `inputs` makes of
+        it, and no `ranks` or `outputs`. `factors` are the live ones, detached: no gradient reaches A and B through a
+        block; x gets its own, and so does a leaf in the state. A link with blocks overrides `fold` too, where it puts
+        the same directions behind the pair's (`Factors.joined`).
+        """
+        return None
+
     def keep(self, state: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Kept | None, ...]:
         """Return which directions get a gradient this step, per stack; None for all."""
         return tuple(None for _ in pairs)
@@ -189,6 +199,14 @@ class Transform:
         """Whether it lets only some directions learn, during backward or later."""
         return "keep" in self.hooks() or type(self).learning is not Transform.learning
 
+    def restarts(self, before: State, after: State, pairs: Sequence[Stack], ctx: Context) -> tuple[Tensor | None, ...]:
+        """Return which pairs begin anew with this step, boolean `(n,)` per stack; None for none.
+
+        Asked after `project`, with the state around it. The optimizer's state of those pairs is set to zero, its step
+        count included, as if it had never seen them.
+        """
+        return tuple(None for _ in pairs)
+
     def report(self, state: State, pairs: Sequence[Stack]) -> Sequence[dict[str, Tensor]]:
         """Return numbers `(n,)` by name, per stack, that `handle.metrics()` shows; nothing by default."""
         return tuple({} for _ in pairs)
@@ -198,7 +216,11 @@ class Transform:
         return False
 
     def fold(self, state: State, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
-        """Return factors of plain LoRA that give the outputs this link's forward hooks give in eval mode."""
+        """Return factors of plain LoRA that give the outputs this link's forward hooks give in eval mode.
+
+        They may have more than r directions: the first r are the pair's, which other links fold, the others blocks.
+        Links with blocks are asked after all others.
+        """
         return factors
 
 

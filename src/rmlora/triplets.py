@@ -6,17 +6,13 @@ forward pass and their parameters stay PEFT's.
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import set_peft_model_state_dict
 from peft.tuners.adalora import AdaLoraModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rmlora.analysis.folder import open_adapter
@@ -24,9 +20,8 @@ from rmlora.combine import Chain
 from rmlora.errors import AttachError, RmloraWarning, StateError
 from rmlora.pairs import Pair
 from rmlora.prune_export import plain_form
-from rmlora.saving import ADAPTER_FILE, STATE_FILE, LoadAdapter, SavePretrained, read_lost_state, write_lost_state
-
-CONFIG_FILE = "adapter_config.json"
+from rmlora.saving import ADAPTER_FILE, STATE_FILE, write_lost_state
+from rmlora.staged_saving import LoadBeside, SaveStaged, write_config
 
 
 class DrivenAdaLora(AdaLoraModel):  # type: ignore[misc]
@@ -80,49 +75,29 @@ def suited(method: Chain, model: nn.Module, pairs: Sequence[Pair]) -> Chain:
     return method if config is None else method.suited_to(config)
 
 
-class SaveTriplets(SavePretrained):
+class SaveTriplets(SaveStaged):
     """`model.save_pretrained` that writes an AdaLoRA adapter as plain LoRA, and its triplets beside it."""
 
-    def __call__(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Let PEFT write its own form elsewhere, and move the plain form of it here."""
-        if not self.is_active or not kwargs.get("is_main_process", True):
-            return super().__call__(save_directory, *args, **kwargs)
-        target = Path(save_directory)
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".triplets-", dir=target) as temporary:
-            result = super().__call__(temporary, *args, **kwargs)
-            source = self.folder_of(temporary)
-            config, tensors = plain_form(open_adapter(source))
-            save_file(tensors, source / ADAPTER_FILE, metadata={"format": "pt"})
-            (source / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            write_lost_state(self.binding, source)  # anew: it holds the hash of the adapter's file
-            for path in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):
-                place = target / path.relative_to(temporary)
-                place.parent.mkdir(exist_ok=True)
-                os.replace(path, place)
-        return result
+    def rewrite(self, folder: Path) -> None:
+        """Write the plain form of what PEFT wrote in its own, and the state anew, which holds the file's hash."""
+        config, tensors = plain_form(open_adapter(folder))
+        save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+        write_config(folder, config)
+        write_lost_state(self.binding, folder)
 
     def _folded(self) -> dict[str, Tensor]:
         """Nothing: the plain form is made from what PEFT wrote."""
         return {}
 
 
-class LoadTriplets(LoadAdapter):
+class LoadTriplets(LoadBeside):
     """`model.load_adapter` that takes the triplets beside a plain adapter, and from it what is not LoRA."""
 
-    def __call__(self, model_id: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Restore triplets and state; PEFT alone could not read plain LoRA into triplets."""
-        name = kwargs.get("adapter_name") or (args[0] if args and isinstance(args[0], str) else "default")
-        folder = Path(model_id)
-        if not self.is_active or name != self.binding.adapter:
-            return self.__wrapped__(model_id, *args, **kwargs)
-        if not (folder / STATE_FILE).is_file():
-            if not folder.is_dir() or open_adapter(folder).peft_type == "ADALORA":
-                return self.__wrapped__(model_id, *args, **kwargs)
-            raise StateError(
-                f"{folder} holds plain LoRA without {STATE_FILE}, from which triplets cannot be read; load it into a "
-                "model made with LoraConfig"
-            )
-        others = {key: value for key, value in load_file(folder / ADAPTER_FILE).items() if ".lora_" not in key}
-        read_lost_state(self.binding, folder)
-        return set_peft_model_state_dict(self.model, others, adapter_name=name)
+    def load_bare(self, folder: Path, *args: Any, **kwargs: Any) -> Any:
+        """Load AdaLoRA's own form as PEFT does; PEFT alone could not read plain LoRA into triplets."""
+        if not folder.is_dir() or open_adapter(folder).peft_type == "ADALORA":
+            return self.__wrapped__(str(folder), *args, **kwargs)
+        raise StateError(
+            f"{folder} holds plain LoRA without {STATE_FILE}, from which triplets cannot be read; load it into a "
+            "model made with LoraConfig"
+        )

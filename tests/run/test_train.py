@@ -98,6 +98,24 @@ def test_what_is_saved_is_plain_peft_for_the_published_base(
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["r"] == r
 
 
+@pytest.mark.parametrize(
+    ("method", "lora", "r"),
+    [
+        ({"method": "delta-lora"}, {}, 8),
+        ({"method": "delta-lora"}, {"init_lora_weights": "olora", "use_rslora": True}, 12),
+        ({"method": "rac-lora", "method_args": {"blocks": 3, "block_steps": 2}}, {}, 12),
+    ],
+    ids=["delta", "delta, olora", "rac"],
+)
+def test_methods_with_blocks_are_saved_for_the_published_base(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path], method: dict, lora: dict, r: int
+) -> None:
+    changes = {"lora": lora, **method, "data": {"eval": str(files[0])}, "training": {"lr": 1e-2}}
+    result = train(resolve(runs.settings(bert, files, tmp_path / "run", **changes)))
+    assert loss_in_plain_peft(bert, tmp_path / "run") == pytest.approx(result["last"]["eval_loss"], abs=1e-5)
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["r"] == r
+
+
 def test_a_folder_in_use_is_refused_unless_asked(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     output = tmp_path / "run"
     config = resolve(runs.settings(bert, files, output, training={"epochs": 1}))

@@ -116,7 +116,7 @@ def test_the_adapter_exported_at_every_rank_gives_the_outputs_of_the_forward_at_
     model.save_pretrained(tmp_path / "whole")
     torch.testing.assert_close(at_rank[R], model.eval()(x), rtol=0, atol=1e-12)
     for rank, expected in at_rank.items():
-        assert rmlora.export_truncated(tmp_path / "whole", tmp_path / str(rank), rank) == {"0": rank, "2": rank}
+        assert rmlora.export_leading(tmp_path / "whole", tmp_path / str(rank), rank) == {"0": rank, "2": rank}
         config = json.loads((tmp_path / str(rank) / "adapter_config.json").read_text())
         assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (rank, 2 * R, {})
         plain = PeftModel.from_pretrained(toys.make_base(), tmp_path / str(rank), autocast_adapter_dtype=False)
@@ -130,7 +130,7 @@ def test_modules_of_several_ranks_are_exported_with_patterns(tmp_path):
             pair.parameters[1].normal_()
     with pytest.warns(rmlora.RmloraWarning):
         model.save_pretrained(tmp_path / "whole")
-    assert rmlora.export_truncated(tmp_path / "whole", tmp_path / "cut", 3) == {"0": 3, "2": 2}
+    assert rmlora.export_leading(tmp_path / "whole", tmp_path / "cut", 3) == {"0": 3, "2": 2}
     plain = PeftModel.from_pretrained(toys.make_base(), tmp_path / "cut")
     for name, factor in (("0", 2.0), ("2", 1.0)):
         scale = plain.base_model.model[int(name)].scaling["default"]
@@ -158,9 +158,9 @@ def test_ranks_that_an_adapter_does_not_have_are_refused(rank, tmp_path):
     model = toys.make_model(r=R)
     model.save_pretrained(tmp_path / "whole")
     with pytest.raises(AdapterError, match="can be truncated to 1 to 4 directions"):
-        rmlora.export_truncated(tmp_path / "whole", tmp_path / "cut", rank)
+        rmlora.export_leading(tmp_path / "whole", tmp_path / "cut", rank)
     with pytest.raises(AdapterError, match="is not an empty folder"):
-        rmlora.export_truncated(tmp_path / "whole", tmp_path / "whole", 2)
+        rmlora.export_leading(tmp_path / "whole", tmp_path / "whole", 2)
 
 
 @pytest.mark.parametrize(

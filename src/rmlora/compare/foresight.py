@@ -14,7 +14,8 @@ from rmlora.errors import ConfigError, MethodError
 from rmlora.heads.settings import complete_head
 from rmlora.live import FORWARD_HOOKS
 from rmlora.methods import METHODS
-from rmlora.pairs import Pair, stack_pairs
+from rmlora.pairs import Pair
+from rmlora.stacking import stack_pairs
 from rmlora.tasks.metrics import NAMES
 from rmlora.transform import Transform
 

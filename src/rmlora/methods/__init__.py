@@ -4,6 +4,7 @@ from rmlora.methods.adalora import adalora
 from rmlora.methods.beamlora import beamlora
 from rmlora.methods.bilora import bilora
 from rmlora.methods.clora import clora
+from rmlora.methods.delta_lora import delta_lora
 from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
@@ -13,6 +14,7 @@ from rmlora.methods.polar import polar
 from rmlora.methods.presets import PRESETS, Preset
 from rmlora.methods.prilora import prilora
 from rmlora.methods.r_lora import r_lora
+from rmlora.methods.rac_lora import rac_lora
 from rmlora.methods.registry import LAWS, Method
 from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
@@ -30,6 +32,7 @@ __all__ = [
     "beamlora",
     "bilora",
     "clora",
+    "delta_lora",
     "dylora",
     "gm_lora",
     "lora",
@@ -38,6 +41,7 @@ __all__ = [
     "polar",
     "prilora",
     "r_lora",
+    "rac_lora",
     "replora",
     "rm_lora",
     "sora",

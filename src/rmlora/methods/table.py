@@ -6,6 +6,7 @@ from rmlora.methods.adalora import adalora
 from rmlora.methods.beamlora import beamlora
 from rmlora.methods.bilora import bilora
 from rmlora.methods.clora import clora
+from rmlora.methods.delta_lora import delta_lora
 from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
@@ -14,6 +15,7 @@ from rmlora.methods.lora_rite import lora_rite
 from rmlora.methods.polar import polar
 from rmlora.methods.prilora import prilora
 from rmlora.methods.r_lora import r_lora
+from rmlora.methods.rac_lora import rac_lora
 from rmlora.methods.registry import LAWS, Method
 from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
@@ -93,6 +95,13 @@ METHODS: dict[str, Method] = {
             excluded=_NO_MASK,
         ),
         Method(
+            "delta-lora",
+            "LoRA whose frozen weight follows the steps of B A, kept as factors",
+            delta_lora,
+            zero={"strength": 0.0},
+            excluded=_NO_MASK | {"fast_path": _HAS_BLOCKS},
+        ),
+        Method(
             "clora",
             "LoRA with a penalty that keeps A and B out of random subspaces",
             clora,
@@ -107,6 +116,16 @@ METHODS: dict[str, Method] = {
             | {
                 "zero_strength": "it computes the step itself, however it is set",
                 "fast_path": "it divides by B, which starts at zero, so rounding grows; its own test starts elsewhere",
+            },
+        ),
+        Method(
+            "rac-lora",
+            "a chain of blocks, each a random frozen sketch times a factor learnt from zero",
+            rac_lora,
+            excluded={
+                "masked_directions": "it masks one factor of every pair, no direction",
+                "zero_strength": "one factor of every pair is random and frozen, however it is set",
+                "fast_path": _HAS_BLOCKS,
             },
         ),
         Method(

@@ -13,9 +13,10 @@ from rmlora.analysis.gram import penalty
 from rmlora.analysis.orthogonality import orthogonality_excess
 from rmlora.analysis.spectra import default_tolerance, effective_rank, numerical_rank, singular_values, stable_rank
 from rmlora.errors import DivergedError
-from rmlora.pairs import Factors, Stack, stack_pairs
+from rmlora.pairs import Factors, Stack
 from rmlora.run.folder import RunFolder
 from rmlora.run.masked_updates import MaskedUpdates
+from rmlora.stacking import stack_pairs
 
 Row = dict[str, Any]
 
@@ -121,7 +122,7 @@ def measure_adapter(handle: Any) -> Row:
     folded = handle.fold()
     sums: dict[str, float] = dict.fromkeys(("penalty", *_MEANS), 0.0)
     tolerance = 0.0
-    for stack in stack_pairs(handle.pairs):
+    for stack in stack_pairs(handle.pairs, lambda pair: folded[pair.name][0].shape):
         own = [folded[name] for name in stack.names]
         found = _measure_stack(stack, Factors(torch.stack([A for A, _ in own]), torch.stack([B for _, B in own])))
         tolerance = max(tolerance, found.pop("rank_tolerance"))

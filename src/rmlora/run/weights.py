@@ -61,8 +61,8 @@ def save_weights(plan: Plan, initial: Mapping[str, Tensor], folder: Path) -> lis
 def subtract_initial(folder: Path, initial: Mapping[str, Tensor]) -> None:
     """Rewrite a saved adapter so that it fits the published base weights.
 
-    The base was changed to W - s B0 A0, so the trained model is W + s (B A - B0 A0), which is a plain LoRA with twice
-    the directions: [A; A0] and [B, -B0].
+    The base was changed to W - s B0 A0, so the trained model is W + s (B A - B0 A0), which is a plain LoRA with r
+    directions more: [A; A0] and [B, -B0].
 
     Args:
         folder: of the saved adapter; its two files are replaced.
@@ -77,8 +77,10 @@ def subtract_initial(folder: Path, initial: Mapping[str, Tensor]) -> None:
         parts = [tensors[name], factor.to(tensors[name]) if is_A else -factor.to(tensors[name])]
         tensors[name] = torch.cat(parts, dim=0 if is_A else 1).contiguous()
     # the scale stays: alpha / r, or alpha / sqrt(r)
-    growth = math.sqrt(2) if config.get("use_rslora") else 2
-    config |= {"r": 2 * config["r"], "lora_alpha": growth * config["lora_alpha"], "init_lora_weights": True}
+    more = max((len(factor) for name, factor in initial.items() if ".lora_A." in name), default=0)
+    growth = (config["r"] + more) / config["r"]
+    alpha = (math.sqrt(growth) if config.get("use_rslora") else growth) * config["lora_alpha"]
+    config |= {"r": config["r"] + more, "lora_alpha": alpha, "init_lora_weights": True}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 

@@ -4,6 +4,7 @@ from rmlora.transforms.add_orthogonality import AddOrthogonality, add_orthogonal
 from rmlora.transforms.allocate_budget import AllocateBudget, budget_at
 from rmlora.transforms.alternate_levels import AlternateLevels, is_upper
 from rmlora.transforms.avoid_subspaces import AvoidSubspaces, avoid_subspaces
+from rmlora.transforms.chain_sketches import ChainSketches, draw_sketch
 from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_global_norm
 from rmlora.transforms.draw_rank import DrawRank, draw_rank
 from rmlora.transforms.freeze_head import FreezeHead
@@ -14,6 +15,7 @@ from rmlora.transforms.mask_directions import MaskDirections, mask_directions
 from rmlora.transforms.mix_directions import MixDirections, mix_directions
 from rmlora.transforms.multiply_update import MultiplyUpdate, multiply_update
 from rmlora.transforms.precondition_factors import PreconditionFactors, precondition_factors
+from rmlora.transforms.propagate_delta import PropagateDelta, propagate_delta
 from rmlora.transforms.prune_entries import PruneEntries, prune_entries
 from rmlora.transforms.replace_directions import ReplaceDirections, choose_replacements, replace_directions
 from rmlora.transforms.retract_factors import RetractFactors, retract_factors
@@ -23,6 +25,7 @@ __all__ = [
     "AllocateBudget",
     "AlternateLevels",
     "AvoidSubspaces",
+    "ChainSketches",
     "ClipByGlobalNorm",
     "DrawRank",
     "FreezeHead",
@@ -33,6 +36,7 @@ __all__ = [
     "MixDirections",
     "MultiplyUpdate",
     "PreconditionFactors",
+    "PropagateDelta",
     "PruneEntries",
     "ReplaceDirections",
     "RetractFactors",
@@ -42,6 +46,7 @@ __all__ = [
     "choose_replacements",
     "clip_by_global_norm",
     "draw_rank",
+    "draw_sketch",
     "generate_factors",
     "is_upper",
     "land_factors",
@@ -49,6 +54,7 @@ __all__ = [
     "mix_directions",
     "multiply_update",
     "precondition_factors",
+    "propagate_delta",
     "prune_entries",
     "replace_directions",
     "retract_factors",

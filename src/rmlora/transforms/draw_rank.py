@@ -53,7 +53,7 @@ class DrawRank(Transform):
     In training `y = W0 x + s (r / b) B[:, :b] A[:b] x`, with b ~ U{lowest..r} drawn once per optimizer step for all
     modules, so that the scale is alpha / b where PEFT's is alpha / r. In evaluation all r directions act. Directions
     beyond b get no gradient, and under `frozen` only direction b does: those below it act and do not learn. Write
-    adapters of lower rank with `rmlora.export_truncated`.
+    adapters of lower rank with `rmlora.export_leading`.
 
     b is a hash of (seed, step): the same on every process and in every micro-batch of a step, exact on resume. A module
     of lower rank than the adapter's largest takes at most its own.
