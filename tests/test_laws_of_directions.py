@@ -58,10 +58,10 @@ def test_law_permutation(name, monkeypatch):
     toys.train(second, steps=8)
     assert handle.step == other.step == 8
     for pair, moved in zip(handle.pairs, other.pairs, strict=True):
-        torch.testing.assert_close(moved.A, pair.A[order], rtol=0, atol=1e-9)
-        torch.testing.assert_close(moved.B, pair.B[:, order], rtol=0, atol=1e-9)
+        torch.testing.assert_close(moved.A, pair.A[order], rtol=0, atol=1e-8)
+        torch.testing.assert_close(moved.B, pair.B[:, order], rtol=0, atol=1e-8)
         assert (moved.A - pair.A).abs().max() > 1e-3, "the order is another indeed"
-    torch.testing.assert_close(toys.outputs(second), toys.outputs(first), rtol=0, atol=1e-9)
+    torch.testing.assert_close(toys.outputs(second), toys.outputs(first), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", methods_under("fold"))

@@ -36,6 +36,7 @@ METHODS: dict[str, Method] = {
             trains_base=True,
             excluded=dict.fromkeys(LAWS, _NO_ADAPTER),
         ),
+        Method("lora", "plain LoRA, the baseline", lora, excluded=_NO_MASK),
         Method(
             "r-lora",
             "LoRA with an orthogonality penalty on A and B",
@@ -124,6 +125,7 @@ METHODS: dict[str, Method] = {
             rac_lora,
             excluded={
                 "masked_directions": "it masks one factor of every pair, no direction",
+                "permutation": "a sketch is drawn entry by entry, so a direction's depends on its place",
                 "zero_strength": "one factor of every pair is random and frozen, however it is set",
                 "fast_path": _HAS_BLOCKS,
             },
@@ -160,7 +162,11 @@ METHODS: dict[str, Method] = {
             "replora",
             "LoRA whose A and B come out of a small network that the modules of a block share",
             replora,
-            excluded=_NO_MASK | {"zero_strength": "A and B are outputs of a network, however it is set"},
+            excluded=_NO_MASK
+            | {
+                "zero_strength": "A and B are outputs of a network, however it is set",
+                "permutation": "the network's codes are drawn by the direction's place",
+            },
         ),
         Method(
             "polar",
