@@ -11,7 +11,7 @@ from rmlora.attach import attach, attached
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora, vera
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.restrict import only
@@ -23,6 +23,7 @@ from rmlora.transforms import (
     FreezeHead,
     GateDirections,
     MaskDirections,
+    ShareProjections,
 )
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "RMLoraConfig",
     "RmloraError",
     "RmloraWarning",
+    "ShareProjections",
     "Transform",
     "adalora",
     "attach",
@@ -53,4 +55,5 @@ __all__ = [
     "rm_lora",
     "schedules",
     "sora",
+    "vera",
 ]

@@ -19,6 +19,7 @@ from rmlora.pairs import Kept, Pair
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.saving import warn_if_idle
 from rmlora.transform import Transform
+from rmlora.vectors import write_plain_form
 
 
 class Attached:
@@ -173,6 +174,9 @@ class Attached:
             AdapterError: `output` holds something already, or cannot be written.
         """
         with tempfile.TemporaryDirectory(prefix="rmlora-") as whole:
+            if self.method.adapts == "VERA":
+                write_plain_form(self._model, self.pairs, Path(whole))
+                return export_pruned(whole, output)
             self._model.save_pretrained(whole, selected_adapters=[self.adapter])  # type: ignore[operator]
             folder = Path(whole) if self.adapter == "default" else Path(whole) / self.adapter
             return export_pruned(folder, output)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
@@ -64,6 +65,19 @@ class Pair:
     layer: nn.Module
     adapter: str
     factor_modules: tuple[nn.Module, ...]
+
+    min_dim: ClassVar[int] = 2
+    """Dimensions that A and B have at least, where nothing flattened them."""
+
+    @property
+    def kind(self) -> str:
+        """The PEFT type of its adapter."""
+        return "LORA" if self.E is None else "ADALORA"
+
+    @property
+    def shapes(self) -> Hashable:
+        """What pairs of one stack share."""
+        return tuple(parameter.shape for parameter in self.parameters)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
@@ -190,7 +204,7 @@ def stack_pairs(
     groups: dict[Hashable, list[Pair]] = {}
     for pair in pairs:
         A, B = pair.parameters
-        groups.setdefault((A.shape, B.shape, A.dtype, B.dtype, A.device, partition(pair)), []).append(pair)
+        groups.setdefault((pair.shapes, A.dtype, B.dtype, A.device, partition(pair)), []).append(pair)
     return [
         Stack(tuple(group), torch.tensor([pair.words for pair in group], device=group[0].parameters[0].device), seed)
         for group in groups.values()

@@ -8,5 +8,19 @@ from rmlora.methods.r_lora import r_lora
 from rmlora.methods.registry import LAWS, METHODS, Method
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
+from rmlora.methods.vera import vera
 
-__all__ = ["LAWS", "METHODS", "PRESETS", "Method", "Preset", "adalora", "gm_lora", "lora", "r_lora", "rm_lora", "sora"]
+__all__ = [
+    "LAWS",
+    "METHODS",
+    "PRESETS",
+    "Method",
+    "Preset",
+    "adalora",
+    "gm_lora",
+    "lora",
+    "r_lora",
+    "rm_lora",
+    "sora",
+    "vera",
+]

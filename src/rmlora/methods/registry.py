@@ -15,6 +15,7 @@ from rmlora.methods.lora import lora
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
+from rmlora.methods.vera import vera
 
 LAWS: dict[str, str] = {
     "zero_strength": "at strength zero it is plain LoRA, bit for bit, dropout on",
@@ -39,7 +40,7 @@ class Method:
         summary: one line.
         function: the method, whose keyword arguments are its knobs.
         zero: knobs that make it plain LoRA.
-        adapts: PEFT type of the adapters it trains: LORA, or ADALORA for a model made with `AdaLoraConfig`.
+        adapts: PEFT type of the adapters it trains: LORA, ADALORA (made with `AdaLoraConfig`) or VERA (`VeraConfig`).
         trains_base: True where there is no adapter and every weight of the model learns.
         excluded: laws that do not apply, each with the reason.
     """
@@ -124,6 +125,17 @@ METHODS: dict[str, Method] = {
             | {
                 "zero_strength": "its update B E A has three factors, however it is set",
                 "fast_path": "PEFT's AdaLoRA layers compute it",
+            },
+        ),
+        Method(
+            "vera",
+            "PEFT's VeRA: two vectors per module learnt, on random projections shared by all",
+            vera,
+            adapts="VERA",
+            excluded=_NO_MASK
+            | {
+                "zero_strength": "its A and B are shared and frozen, however it is set",
+                "fast_path": "PEFT's VeRA layers compute it",
             },
         ),
     )

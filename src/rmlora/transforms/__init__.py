@@ -6,6 +6,7 @@ from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_glob
 from rmlora.transforms.freeze_head import FreezeHead
 from rmlora.transforms.gate_directions import GateDirections, shrink
 from rmlora.transforms.mask_directions import MaskDirections, mask_directions
+from rmlora.transforms.share_projections import ShareProjections
 
 __all__ = [
     "AddOrthogonality",
@@ -14,6 +15,7 @@ __all__ = [
     "FreezeHead",
     "GateDirections",
     "MaskDirections",
+    "ShareProjections",
     "add_orthogonality",
     "budget_at",
     "clip_by_global_norm",
