@@ -40,7 +40,7 @@ LAYERS: dict[str, Layer] = {
     ),
     "analysis": Layer(("analysis",), ("errors", "ground")),
     "attach": Layer(
-        ("attach", "handle", "prune_export", "triplets", "vectors"),
+        ("attach", "handle", "prune_export", "triplets", "vectors", "moved_base"),
         ("errors", "ground", "contract", "engine", "analysis"),
     ),
     "sugar": Layer(("peft_config",), ("errors", "ground", "contract", "methods", "engine", "attach")),

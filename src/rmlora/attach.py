@@ -15,6 +15,7 @@ from rmlora.combine import Chain, chain
 from rmlora.errors import AttachError
 from rmlora.handle import Attached
 from rmlora.live import FORWARD_HOOKS
+from rmlora.moved_base import refuse_other_start
 from rmlora.pairs import Pair, find_pairs
 from rmlora.saving import FoldedDelta, watch_saving
 from rmlora.transform import Transform
@@ -103,7 +104,10 @@ def _suit(method: Chain, model: nn.Module, adapter_name: str | None) -> tuple[Ch
                 f"adapter {pair.adapter!r} already trains by a method ({pair.name}); detach it first, or join both "
                 "methods with rmlora.chain"
             )
-    return suited(refuse_hooks(method) if has_vectors else method, model, pairs), pairs
+    method = suited(refuse_hooks(method) if has_vectors else method, model, pairs)
+    if "begin" in method.hooks():
+        refuse_other_start(model, pairs[0].adapter)
+    return method, pairs
 
 
 def attached(model: nn.Module) -> list[Attached]:

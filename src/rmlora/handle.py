@@ -15,6 +15,7 @@ from rmlora.analysis.gram import gram_columns, gram_rows, residual
 from rmlora.binding import Binding
 from rmlora.bound_layers import bindings_of, forget
 from rmlora.errors import AttachError
+from rmlora.moved_base import read_start, subtract_start
 from rmlora.pairs import Kept, Pair
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.saving import warn_if_idle
@@ -164,14 +165,17 @@ class Attached:
                 folded[pair.name] = (factors.A[row].clone(), factors.B[row].clone())
         return folded
 
-    def export(self, output: str | Path) -> PrunedAdapter:
+    def export(self, output: str | Path, *, start: str | Path | None = None) -> PrunedAdapter:
         """Save the adapter as plain LoRA without the directions that add nothing; see `export_pruned`.
 
         Args:
             output: a folder that does not exist yet, or is empty. It appears whole or not at all.
+            start: folder of this adapter as `save_pretrained` wrote it before training; needed where it moved the base
+                weights (PiSSA, OLoRA), to write an adapter of twice the rank for the published ones.
 
         Raises:
-            AdapterError: `output` holds something already, or cannot be written.
+            AdapterError: `output` holds something already, or cannot be written; `start` is missing, or not this
+                adapter.
         """
         with tempfile.TemporaryDirectory(prefix="rmlora-") as whole:
             if self.method.adapts == "VERA":
@@ -179,6 +183,8 @@ class Attached:
                 return export_pruned(whole, output)
             self._model.save_pretrained(whole, selected_adapters=[self.adapter])  # type: ignore[operator]
             folder = Path(whole) if self.adapter == "default" else Path(whole) / self.adapter
+            if start is not None:
+                subtract_start(folder, read_start(start, folder))
             return export_pruned(folder, output)
 
     def detach(self) -> None:

@@ -15,7 +15,7 @@ from rmlora.heads.settings import complete_head
 from rmlora.live import FORWARD_HOOKS
 from rmlora.methods import METHODS
 from rmlora.pairs import Pair, stack_pairs
-from rmlora.run.vector_config import refuse_variants
+from rmlora.run.variants import refuse_variants
 from rmlora.tasks.metrics import NAMES
 from rmlora.transform import Transform
 
@@ -46,8 +46,7 @@ def foresee_cells(study: Study) -> list[Cell]:
             raise ConfigError(
                 f"{contender.label} acts inside the forward pass that lora.use_dora changes; leave one of them out"
             )
-        if chain.adapts == "VERA":
-            refuse_variants(contender.lora)
+        refuse_variants(contender.label, chain.adapts, contender.lora)
         if not METHODS[contender.method].trains_base:
             _check_ranks(contender.label, chain, study.ranks)
     return cells

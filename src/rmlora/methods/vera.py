@@ -20,7 +20,7 @@ def vera(
 
     Args:
         r: rows of the shared A, >= 1; None: `lora.r` of the run.
-        d_initial: first value of every d; None: 0.1. The vectors b begin with 0.
+        d_initial: first value of every d, > 0; None: 0.1. The vectors b begin with 0.
         projection_prng_key: seed of the projections, >= 0; None: 0.
         save_projection: whether the adapter holds the projections; None: True. Without them, loading draws them anew
             from the key, which PEFT does not promise to be equal on every system.

@@ -1,4 +1,4 @@
-"""VeRA in a run: PEFT's configuration from the run's, and what of the run's VeRA has no use for."""
+"""VeRA in a run: PEFT's configuration from the run's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 from rmlora.adapting import lora_config
 from rmlora.combine import Chain
-from rmlora.config import LoraSettings, RunConfig
+from rmlora.config import RunConfig
 from rmlora.errors import ConfigError
 from rmlora.modeling import Loaded
+from rmlora.run.variants import refuse_variants
 from rmlora.transforms import ShareProjections
 
 
@@ -27,7 +28,7 @@ def add_vectors(loaded: Loaded, config: RunConfig, method: Chain) -> Any:
 
     if config.init_adapter is not None:
         raise ConfigError("method=vera starts from its own vectors; leave init_adapter out")
-    refuse_variants(config.lora)
+    refuse_variants("vera", "VERA", config.lora)
     link = next(link for link in method.links if isinstance(link, ShareProjections))
     plain = lora_config(loaded, config)
     chosen = {
@@ -47,21 +48,3 @@ def add_vectors(loaded: Loaded, config: RunConfig, method: Chain) -> Any:
         return peft.get_peft_model(loaded.model, made)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"PEFT refuses VeRA's settings: {' '.join(str(error).split())[:300]}") from error
-
-
-def refuse_variants(settings: LoraSettings) -> None:
-    """Raise where a setting changes A, B or their scale, which VeRA has not.
-
-    Raises:
-        ConfigError: names the setting.
-
-    Example:
-        >>> refuse_variants(LoraSettings(r=256, lora_alpha=512))
-    """
-    asked = {
-        "use_rslora": settings.use_rslora,
-        "use_dora": settings.use_dora,
-        "init_lora_weights": settings.init_lora_weights is not True,
-    }
-    for name in (name for name, is_asked in asked.items() if is_asked):
-        raise ConfigError(f"method=vera has no A and B of its own, so lora.{name} means nothing to it; leave one out")

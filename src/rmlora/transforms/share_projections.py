@@ -18,7 +18,7 @@ class ShareProjections(Transform):
 
     Attributes:
         r: rows of the shared A, >= 1. None: `lora.r` of the run, or whatever the model has.
-        d_initial: first value of every d, finite; None: PEFT's 0.1.
+        d_initial: first value of every d, > 0; None: PEFT's 0.1.
         projection_prng_key: seed of the shared projections, >= 0; None: PEFT's 0.
         save_projection: whether the projections are saved too; None: PEFT's True.
 
@@ -43,8 +43,10 @@ class ShareProjections(Transform):
     def __post_init__(self) -> None:
         if self.r is not None and self.r < 1:
             raise MethodError(f"r={self.r} of VeRA; it counts rows of the shared A, >= 1")
-        if self.d_initial is not None and not (-float("inf") < self.d_initial < float("inf")):
-            raise MethodError(f"d_initial={self.d_initial}; the first value of d must be finite (PEFT's is 0.1)")
+        if self.d_initial is not None and not 0.0 < self.d_initial < float("inf"):
+            raise MethodError(
+                f"d_initial={self.d_initial}; the first value of d must be finite and above 0 (PEFT's is 0.1)"
+            )
         if self.projection_prng_key is not None and self.projection_prng_key < 0:
             raise MethodError(f"projection_prng_key={self.projection_prng_key}; it seeds the projections, >= 0")
 
