@@ -13,7 +13,7 @@ class Layer:
     sees: tuple[str, ...]
 
 
-LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "sugar")
+LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "axes", "sugar")
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
     "ground": Layer(("files", "schedules", "draws", "leaves", "pairs"), ("errors",)),
@@ -43,6 +43,7 @@ LAYERS: dict[str, Layer] = {
         ("attach", "handle", "prune_export", "triplets", "vectors", "moved_base"),
         ("errors", "ground", "contract", "engine", "analysis"),
     ),
+    "axes": Layer(("axes",), ("errors", "ground", "contract", "links", "engine")),
     "sugar": Layer(("peft_config",), ("errors", "ground", "contract", "methods", "engine", "attach")),
     "package": Layer(("",), LIBRARY),
     "tasks": Layer(("tasks", "config", "config_source"), ("errors", "ground")),

@@ -95,6 +95,19 @@ def test_the_pair_is_named_as_lora_names_it():
     assert [pair.name for pair in handle.pairs] == [pair.name for pair in lora.pairs]
 
 
+def test_the_method_stays_bound_until_it_is_detached():
+    model, handle = attach()
+    assert handle.is_attached
+    assert [found.step for found in rmlora.attached(model)] == [0]
+    toys.train(model, steps=2)
+    assert handle.step == 2
+    with pytest.raises(AttachError, match="already trains by a method"):
+        rmlora.attach(model, rmlora.vera())
+    handle.detach()
+    assert not handle.is_attached
+    rmlora.attach(model, rmlora.vera())
+
+
 def lora_model():
     return toys.make_model()
 

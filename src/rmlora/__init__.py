@@ -8,6 +8,7 @@ Nothing else in the training code changes, and the adapter it leaves is plain Lo
 
 from rmlora import schedules
 from rmlora.attach import attach, attached
+from rmlora.axes import MaskedAxes, mask_axes
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
@@ -37,6 +38,7 @@ __all__ = [
     "FreezeHead",
     "GateDirections",
     "MaskDirections",
+    "MaskedAxes",
     "PrunedAdapter",
     "RMLoraConfig",
     "RmloraError",
@@ -50,6 +52,7 @@ __all__ = [
     "export_pruned",
     "gm_lora",
     "lora",
+    "mask_axes",
     "only",
     "r_lora",
     "rm_lora",

@@ -56,6 +56,12 @@ def is_phantom_step(optimizer: Optimizer, groups: Sequence[Group], pairs: Sequen
     return not any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
+def found_inf(optimizer: Optimizer) -> bool:
+    """Whether a scaler told a fused optimizer to skip this step."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
 def refuse_foreign_parameters(pairs: Sequence[Pair]) -> None:
     """Raise when factors are no longer whole parameters that an ordinary optimizer can hold."""
     for pair in pairs:

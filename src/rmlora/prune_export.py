@@ -64,8 +64,8 @@ def export_pruned(folder: str | Path, output: str | Path) -> PrunedAdapter:
         The ranks, and the modules that are silent.
 
     Raises:
-        AdapterError: `folder` is no such adapter, adapts `target_parameters`, or moved its base (PiSSA); `output` holds something already or
-            cannot be written.
+        AdapterError: `folder` is no such adapter, adapts `target_parameters` or moved its base (PiSSA); `output` holds
+            something already or cannot be written.
 
     Example:
         >>> from peft import LoraConfig, get_peft_model
@@ -166,7 +166,7 @@ def _refuse_moved_base(config: dict[str, Any]) -> None:
     if isinstance(start, str) and start.startswith(MOVES_BASE):
         raise AdapterError(
             f'this adapter began with init_lora_weights="{start}", which moved the base weights too; give '
-            "handle.export the adapter as it was saved before training (start=), for plain LoRA on the published weights"
+            "handle.export the adapter as it was saved before training (start=), for plain LoRA"
         )
 
 

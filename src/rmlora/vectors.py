@@ -117,8 +117,8 @@ def refuse_hooks(method: Chain) -> Chain:
     if method.hooks():
         acting = next(type(link).__name__ for link in method.links if link.hooks())
         raise AttachError(
-            f"{acting} acts on A and B, which VeRA shares and freezes; attach rmlora.vera() alone, and mask its "
-            "vectors with rmlora.mask_axes"
+            f"{acting} acts on A and B, which VeRA shares and freezes; attach rmlora.vera() alone, and mask d "
+            "with rmlora.mask_axes"
         )
     return method
 
