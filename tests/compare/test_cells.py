@@ -1,10 +1,13 @@
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rmlora.compare.agenda import choose
+from rmlora.compare.budget import show_budget
 from rmlora.compare.cells import final_cells, groups_of, only_rates, selection_cells
 from rmlora.errors import ConfigError
 from tests.compare import studies
@@ -113,3 +116,12 @@ def test_adapter_settings_that_a_method_cannot_have_are_refused(
     method: dict[str, Any], message: str, bert: Path, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     studies.assert_refused(message, bert, files, tmp_path, methods=["lora", method])
+
+
+def test_the_budget_shows_them(bert: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    own = {"name": "lora", "label": "own", "lora": {"use_dora": True, "target_modules": ["query"]}}
+    told = studies.study(bert, files, tmp_path, methods=["lora", own], lora={"lora_dropout": 0.1})
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    show_budget(told, studies.agenda(told), console)
+    assert "lora.use_dora=True, lora.target_modules=['query']" in " ".join(console.file.getvalue().split())
+    assert "lora_dropout" not in console.file.getvalue()
