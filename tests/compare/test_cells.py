@@ -123,5 +123,5 @@ def test_the_budget_shows_them(bert: Path, files: tuple[Path, Path], tmp_path: P
     told = studies.study(bert, files, tmp_path, methods=["lora", own], lora={"lora_dropout": 0.1})
     console = Console(file=io.StringIO(), width=200, color_system=None)
     show_budget(told, studies.agenda(told), console)
-    assert "lora.use_dora=True, lora.target_modules=['query']" in " ".join(console.file.getvalue().split())
+    assert "lora.target_modules=['query'], lora.use_dora=True" in " ".join(console.file.getvalue().split())
     assert "lora_dropout" not in console.file.getvalue()
