@@ -13,7 +13,7 @@ class Layer:
     sees: tuple[str, ...]
 
 
-LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "sugar")
+LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "axes", "sugar")
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
     "ground": Layer(("files", "schedules", "draws", "leaves", "pairs", "stacking", "linear_ranks"), ("errors",)),
@@ -40,9 +40,20 @@ LAYERS: dict[str, Layer] = {
     ),
     "analysis": Layer(("analysis",), ("errors", "ground")),
     "attach": Layer(
-        ("attach", "handle", "leading_export", "prune_export", "staged_saving", "triplets", "truncated_export"),
+        (
+            "attach",
+            "handle",
+            "leading_export",
+            "moved_base",
+            "prune_export",
+            "staged_saving",
+            "triplets",
+            "truncated_export",
+            "vectors",
+        ),
         ("errors", "ground", "contract", "engine", "analysis"),
     ),
+    "axes": Layer(("axes",), ("errors", "ground", "contract", "links", "engine")),
     "sugar": Layer(
         ("peft_config", "two_parts"), ("errors", "ground", "contract", "links", "methods", "engine", "attach")
     ),

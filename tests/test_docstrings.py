@@ -21,6 +21,7 @@ ANALYSIS = ("gram", "spectra", "orthogonality", "adapters")
 WITHOUT_EXAMPLE = {
     "Transform": "is subclassed; docs/extending.md shows how",
     "Attached": "is returned by attach, whose example shows it",
+    "MaskedAxes": "is returned by mask_axes, whose example shows it",
     "Method": "is a row of METHODS",
     "Preset": "is a row of PRESETS",
     "PrunedAdapter": "is returned by export_pruned, whose example shows it",

@@ -1,7 +1,7 @@
 """A small PEFT model and a bare training loop, shared by the tests of the core."""
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
 from torch import nn
 
 D_IN, HIDDEN, CLASSES = 12, 16, 3
@@ -22,6 +22,10 @@ def make_model(dtype=torch.float64, r=8, dropout=0.1, seed=0, adapts="LORA", **l
     shared = {"lora_alpha": 2 * r, "target_modules": ["0", "2"], "modules_to_save": ["4"], "lora_dropout": dropout}
     if adapts == "ADALORA":
         config = AdaLoraConfig(init_r=r, **(shared | TRIPLETS | lora))
+    elif adapts == "VERA":
+        del shared["lora_alpha"]
+        shared["vera_dropout"] = shared.pop("lora_dropout")
+        config = VeraConfig(r=r, **(shared | lora))
     else:
         config = LoraConfig(r=r, **(shared | lora))
     return get_peft_model(base, config, autocast_adapter_dtype=False).to(dtype)

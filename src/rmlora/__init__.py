@@ -8,6 +8,7 @@ Nothing else in the training code changes, and the adapter it leaves is plain Lo
 
 from rmlora import schedules
 from rmlora.attach import attach, attached
+from rmlora.axes import MaskedAxes, mask_axes
 from rmlora.combine import chain
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
@@ -33,6 +34,7 @@ from rmlora.methods import (
     rm_lora,
     sora,
     stella,
+    vera,
 )
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
@@ -58,6 +60,7 @@ from rmlora.transforms import (
     PruneEntries,
     ReplaceDirections,
     RetractFactors,
+    ShareProjections,
 )
 from rmlora.truncated_export import TruncatedAdapter, export_truncated
 from rmlora.two_parts import TwoPartBatches
@@ -79,6 +82,7 @@ __all__ = [
     "GenerateFactors",
     "LandFactors",
     "MaskDirections",
+    "MaskedAxes",
     "MixDirections",
     "MultiplyUpdate",
     "PreconditionFactors",
@@ -90,6 +94,7 @@ __all__ = [
     "RetractFactors",
     "RmloraError",
     "RmloraWarning",
+    "ShareProjections",
     "Transform",
     "TruncatedAdapter",
     "TwoPartBatches",
@@ -110,6 +115,7 @@ __all__ = [
     "lora",
     "lora_plus",
     "lora_rite",
+    "mask_axes",
     "only",
     "polar",
     "prilora",
@@ -120,4 +126,5 @@ __all__ = [
     "schedules",
     "sora",
     "stella",
+    "vera",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,15 +11,17 @@ from torch.optim import Optimizer
 
 from rmlora.binding import Binding
 from rmlora.bound_layers import bindings_of, remember
-from rmlora.combine import chain
+from rmlora.combine import Chain, chain
 from rmlora.errors import AttachError
 from rmlora.handle import Attached
 from rmlora.live import FORWARD_HOOKS
-from rmlora.pairs import find_pairs
+from rmlora.moved_base import refuse_other_start
+from rmlora.pairs import Pair, find_pairs
 from rmlora.saving import FoldedDelta, watch_saving
 from rmlora.staged_saving import LoadBeside, SaveWider
 from rmlora.transform import Transform
 from rmlora.triplets import LoadTriplets, SaveTriplets, drive_models, suited
+from rmlora.vectors import find_vector_pairs, refuse_hooks
 
 
 def attach(
@@ -75,14 +77,7 @@ def attach(
             f"this method needs {', '.join(sorted(unmet))}, which attaching alone cannot give; use `rmlora train`, or "
             "the entry point its page in docs/methods names"
         )
-    pairs = find_pairs(model, adapter_name)
-    for pair in pairs:
-        if pair.adapter in bindings_of(pair.layer):
-            raise AttachError(
-                f"adapter {pair.adapter!r} already trains by a method ({pair.name}); detach it first, or join both "
-                "methods with rmlora.chain"
-            )
-    method = suited(method, model, pairs)
+    method, pairs = _suit(method, model, adapter_name)
     binding = Binding(method, pairs[0].adapter, seed, pairs, fast=fast)
     for pair in pairs:
         remember(pair, binding)
@@ -105,6 +100,22 @@ def _wrap(model: nn.Module, binding: Binding) -> list[Any]:
         hook = model.register_forward_pre_hook(binding.count_forward)
         wrapped.append(SimpleNamespace(restore=hook.remove))  # taken back as the other wrappers are
     return wrapped
+
+
+def _suit(method: Chain, model: nn.Module, adapter_name: str | None) -> tuple[Chain, Sequence[Pair]]:
+    """Find the pairs of the kind of adapter that the method trains, free of any other method, and suit it to them."""
+    has_vectors = method.adapts == "VERA"
+    pairs: Sequence[Pair] = find_vector_pairs(model, adapter_name) if has_vectors else find_pairs(model, adapter_name)
+    for pair in pairs:
+        if pair.adapter in bindings_of(pair.layer):
+            raise AttachError(
+                f"adapter {pair.adapter!r} already trains by a method ({pair.name}); detach it first, or join both "
+                "methods with rmlora.chain"
+            )
+    method = suited(refuse_hooks(method) if has_vectors else method, model, pairs)
+    if "begin" in method.hooks():
+        refuse_other_start(model, pairs[0].adapter)
+    return method, pairs
 
 
 def attached(model: nn.Module) -> list[Attached]:

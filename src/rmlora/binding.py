@@ -15,6 +15,7 @@ from rmlora.leaves import Scalers
 from rmlora.live import FORWARD_HOOKS, LiveAdapter
 from rmlora.one_step import OneStep
 from rmlora.optimizers import (
+    found_inf,
     groups_by_parameter,
     is_phantom_step,
     live_optimizers,
@@ -151,7 +152,7 @@ class Binding(LiveAdapter):
                 refuse_foreign_parameters(self.pairs)  # DeepSpeed gives the user's own optimizer other parameters
             return arguments
         self._in_step = optimizer
-        if is_phantom_step(optimizer, groups, self.pairs) or _found_inf(optimizer):
+        if is_phantom_step(optimizer, groups, self.pairs) or found_inf(optimizer):
             return arguments
         self._agree(optimizer)
         self._regroup()
@@ -228,11 +229,6 @@ def _call(me: Callable[[], Binding | None], function: Callable[[Binding, Optimiz
     binding = me()
     if binding is not None:
         function(binding, o)
-
-
-def _found_inf(optimizer: Optimizer) -> bool:
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
 
 
 def _loss_scale(optimizer: Optimizer) -> float | Tensor:

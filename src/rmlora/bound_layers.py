@@ -19,9 +19,13 @@ def remember(pair: Pair, binding: Binding) -> None:
 def bindings_of(layer: nn.Module) -> dict[str, Binding]:
     """Return a layer's bindings by adapter name; those whose adapter was deleted are forgotten here."""
     bindings: dict[str, Binding] = getattr(layer, _BINDINGS, {})
-    for adapter in [name for name in bindings if name not in adapters_of(layer)]:
+    for adapter in [name for name in bindings if name not in _adapters_of(layer)]:
         bindings.pop(adapter).release()
     return bindings
+
+
+def _adapters_of(layer: nn.Module) -> set[str]:
+    return adapters_of(layer) | set(getattr(layer, "vera_lambda_d", ()))
 
 
 def forget(pair: Pair) -> None:

@@ -133,7 +133,9 @@ class TrainingConfig(Section):
 
     epochs: int = Field(default=3, ge=1, description="Passes over the training data.")
     lr: float | None = Field(
-        default=None, gt=0, description="Peak learning rate; default: 1e-3 for adapters, 2e-5 for full fine-tuning."
+        default=None,
+        gt=0,
+        description="Peak learning rate; default: 1e-3 for adapters, VeRA 1e-2, full fine-tuning 2e-5.",
     )
     batch_size: int = Field(default=32, ge=1, description="Examples per device and forward pass.")
     eval_batch_size: int = Field(default=64, ge=1, description="The same when evaluating.")

@@ -15,11 +15,13 @@ from rmlora.analysis.gram import gram_columns, gram_rows, residual
 from rmlora.binding import Binding
 from rmlora.bound_layers import bindings_of, forget
 from rmlora.errors import AttachError
+from rmlora.moved_base import read_start, subtract_start
 from rmlora.pairs import Kept, Pair
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.saving import warn_if_idle
 from rmlora.transform import Transform
 from rmlora.truncated_export import TruncatedAdapter, export_truncated
+from rmlora.vectors import write_plain_form
 
 
 class Attached:
@@ -165,26 +167,39 @@ class Attached:
         return folded
 
     @overload
-    def export(self, output: str | Path, rank: None = None) -> PrunedAdapter: ...
+    def export(self, output: str | Path, rank: None = None, *, start: str | Path | None = None) -> PrunedAdapter: ...
 
     @overload
-    def export(self, output: str | Path, rank: int) -> TruncatedAdapter: ...
+    def export(self, output: str | Path, rank: int, *, start: str | Path | None = None) -> TruncatedAdapter: ...
 
-    def export(self, output: str | Path, rank: int | None = None) -> PrunedAdapter | TruncatedAdapter:
+    def export(
+        self, output: str | Path, rank: int | None = None, *, start: str | Path | None = None
+    ) -> PrunedAdapter | TruncatedAdapter:
         """Save the adapter as plain LoRA without the directions that add nothing, or at a smaller rank.
 
         Args:
             output: a folder that does not exist yet, or is empty. It appears whole or not at all.
             rank: None drops exact zeros, and outputs stay equal (see `export_pruned`); a rank >= 1 gives every module
                 the best update of that rank, whose relative errors are returned (see `export_truncated`).
+            start: folder of this adapter as `save_pretrained` wrote it before training; needed where it moved the base
+                weights (PiSSA, OLoRA), to write an adapter of twice the rank for the published ones.
 
         Raises:
-            AdapterError: `output` holds something already, or cannot be written; or `rank` is below 1.
+            AdapterError: `output` holds something already, or cannot be written; `rank` is below 1; `start` is missing,
+                or not this adapter.
         """
         with tempfile.TemporaryDirectory(prefix="rmlora-") as whole:
-            self._model.save_pretrained(whole, selected_adapters=[self.adapter])  # type: ignore[operator]
-            folder = Path(whole) if self.adapter == "default" else Path(whole) / self.adapter
+            folder = self._save_whole(Path(whole))
+            if start is not None:
+                subtract_start(folder, read_start(start, folder))
             return export_pruned(folder, output) if rank is None else export_truncated(folder, output, rank)
+
+    def _save_whole(self, folder: Path) -> Path:
+        if self.method.adapts == "VERA":
+            write_plain_form(self._model, self.pairs, folder)
+            return folder
+        self._model.save_pretrained(folder, selected_adapters=[self.adapter])  # type: ignore[operator]
+        return folder if self.adapter == "default" else folder / self.adapter
 
     def detach(self) -> None:
         """Fold into the live factors and leave a model that rmlora no longer touches.

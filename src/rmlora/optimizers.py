@@ -56,20 +56,26 @@ def is_phantom_step(optimizer: Optimizer, groups: Sequence[Group], pairs: Sequen
     return not any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
+def found_inf(optimizer: Optimizer) -> bool:
+    """Whether a scaler told a fused optimizer to skip this step."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
 def refuse_foreign_parameters(pairs: Sequence[Pair]) -> None:
     """Raise when factors are no longer whole parameters that an ordinary optimizer can hold."""
     for pair in pairs:
         for parameter in pair.parameters:
-            if reason := _foreign(parameter):
+            if reason := _foreign(parameter, pair.min_dim):
                 raise AttachError(f"{pair.name}: {reason}")
 
 
-def _foreign(parameter: Tensor) -> str | None:
+def _foreign(parameter: Tensor, min_dim: int) -> str | None:
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         return "DeepSpeed ZeRO flattens and partitions LoRA factors; use DDP instead (adapters are small)"
     if type(parameter).__name__ == "FlatParameter" or hasattr(parameter, "_is_flat_param"):
         return "FSDP1 flattens LoRA factors; use DDP, or leave the adapter unsharded"
-    if not isinstance(parameter, torch.nn.Parameter) or parameter.dim() < 2:
+    if not isinstance(parameter, torch.nn.Parameter) or parameter.dim() < min_dim:
         return "FSDP1 replaced the LoRA factor by a view of a flattened parameter; use DDP instead"
     if type(parameter).__name__ == "DTensor" or hasattr(parameter, "full_tensor"):
         return "FSDP2 shards LoRA factors and the penalty needs whole ones; not supported yet, use DDP instead"

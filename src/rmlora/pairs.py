@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
@@ -74,6 +75,19 @@ class Pair:
     layer: nn.Module
     adapter: str
     factor_modules: tuple[nn.Module, ...]
+
+    min_dim: ClassVar[int] = 2
+    """Dimensions that A and B have at least, where nothing flattened them."""
+
+    @property
+    def kind(self) -> str:
+        """The PEFT type of its adapter."""
+        return "LORA" if self.E is None else "ADALORA"
+
+    @property
+    def shapes(self) -> Hashable:
+        """What pairs of one stack share."""
+        return tuple(parameter.shape for parameter in self.parameters)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:

@@ -21,6 +21,8 @@ from rmlora.errors import AdapterError
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _SIDES = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
+MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts of A and B that PEFT takes off the base weights; it does so again where such an adapter is loaded."""
 _ADALORA_ONLY = ("target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
 
 
@@ -62,8 +64,8 @@ def export_pruned(folder: str | Path, output: str | Path) -> PrunedAdapter:
         The ranks, and the modules that are silent.
 
     Raises:
-        AdapterError: `folder` is no such adapter, or adapts `target_parameters`; `output` holds something already or
-            cannot be written.
+        AdapterError: `folder` is no such adapter, adapts `target_parameters` or moved its base (PiSSA); `output` holds
+            something already or cannot be written.
 
     Example:
         >>> from peft import LoraConfig, get_peft_model
@@ -79,6 +81,7 @@ def export_pruned(folder: str | Path, output: str | Path) -> PrunedAdapter:
     """
     adapter, target = open_adapter(folder), free_folder(output)
     config, tensors = plain_form(adapter)
+    _refuse_moved_base(config)
     before, ranks, silent = {}, {}, []
     for a_key, b_key in pairs_of(tensors):
         name = a_key.removeprefix(PREFIX).rpartition(".lora_")[0]
@@ -163,6 +166,15 @@ def with_ranks(config: dict[str, Any], wanted: dict[str, tuple[int, float]]) -> 
         ranks = {name: wanted[name][0] for name in own} | {k: v for k, v in ranks.items() if k not in wanted}
         ours = {name: alpha_of(*wanted[name], is_root) for name in own}
         alphas = ours | {k: v for k, v in alphas.items() if k not in ours}
+
+
+def _refuse_moved_base(config: dict[str, Any]) -> None:
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(MOVES_BASE):
+        raise AdapterError(
+            f'this adapter began with init_lora_weights="{start}", which moved the base weights too; give '
+            "handle.export the adapter as it was saved before training (start=), for plain LoRA"
+        )
 
 
 def alpha_of(rank: int, scale: float, is_root: bool) -> int | float:

@@ -21,7 +21,7 @@ def stack_pairs(
     groups: dict[Hashable, list[Pair]] = {}
     for pair in pairs:
         A, B = pair.parameters
-        groups.setdefault((A.shape, B.shape, A.dtype, B.dtype, A.device, partition(pair)), []).append(pair)
+        groups.setdefault((pair.shapes, A.dtype, B.dtype, A.device, partition(pair)), []).append(pair)
     stacks = []
     for group in groups.values():
         A, B = group[0].parameters

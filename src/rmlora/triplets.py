@@ -61,8 +61,7 @@ def drive_models(model: nn.Module) -> list[Drive]:
 def suited(method: Chain, model: nn.Module, pairs: Sequence[Pair]) -> Chain:
     """Complete a method from the adapter's configuration; raise where one is for LoRA and the other for AdaLoRA."""
     pair = pairs[0]
-    kind = "LORA" if pair.E is None else "ADALORA"
-    if method.adapts != kind:
+    if method.adapts != pair.kind:
         found = f"{pair.name} is a {type(pair.layer).__name__} of PEFT's {'LoRA' if pair.E is None else 'AdaLoRA'}"
         remedy = (
             "make the model with peft.AdaLoraConfig"

@@ -1,9 +1,13 @@
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rmlora.compare.agenda import choose
+from rmlora.compare.budget import show_budget
 from rmlora.compare.cells import final_cells, groups_of, only_rates, selection_cells
 from rmlora.errors import ConfigError
 from tests.compare import studies
@@ -85,3 +89,39 @@ def test_the_rate_with_the_highest_score_is_chosen_and_of_equal_ones_the_smaller
     assert chosen(0.3, 0.3, 0.3) == 1e-3
     assert chosen(None, -0.5, -0.2) == 1e-2
     assert chosen(None, None, None) is None
+
+
+def test_a_method_may_have_adapter_settings_of_its_own(bert: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    dora = {"name": "lora", "label": "DoRA", "lora": {"use_dora": True, "scale": 4}}
+    pissa = {"name": "rm-lora", "label": "PiSSA", "lora": {"init_lora_weights": "pissa", "use_rslora": True}}
+    told = studies.study(bert, files, tmp_path, methods=["lora", dora, pissa], lora={"lora_dropout": 0.1}, seeds=[0])
+    found = {cell.group.label: cell.config.lora for cell in studies.cells(told)}
+    assert {label: lora.use_dora for label, lora in found.items()} == {"lora": False, "DoRA": True, "PiSSA": False}
+    assert {lora.lora_dropout for lora in found.values()} == {0.1}
+    assert {lora.r for lora in found.values()} == {4}
+    assert (found["DoRA"].lora_alpha, found["PiSSA"].init_lora_weights) == (16, "pissa")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"name": "rm-lora", "lora": {"r": 2}}, "rm-lora: lora.r differs between cells; list every rank under ranks"),
+        ({"name": "full", "lora": {"use_dora": True}}, "full has no adapter, so its own lora settings"),
+        ({"name": "sora", "lora": {"use_dora": True}}, "sora acts inside the forward pass that lora.use_dora changes"),
+        ({"name": "adalora", "lora": {"init_lora_weights": "pissa"}}, "method=adalora starts from triplets of its own"),
+        ({"name": "lora", "label": "again"}, 'methods "lora" and "again" are the same'),
+    ],
+)
+def test_adapter_settings_that_a_method_cannot_have_are_refused(
+    method: dict[str, Any], message: str, bert: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    studies.assert_refused(message, bert, files, tmp_path, methods=["lora", method])
+
+
+def test_the_budget_shows_them(bert: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    own = {"name": "lora", "label": "own", "lora": {"use_dora": True, "target_modules": ["query"]}}
+    told = studies.study(bert, files, tmp_path, methods=["lora", own], lora={"lora_dropout": 0.1})
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    show_budget(told, studies.agenda(told), console)
+    assert "lora.target_modules=['query'], lora.use_dora=True" in " ".join(console.file.getvalue().split())
+    assert "lora_dropout" not in console.file.getvalue()

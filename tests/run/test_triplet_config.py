@@ -45,3 +45,13 @@ def test_too_short_a_run_is_refused(tmp_path: Path, bert: Path, files: tuple[Pat
 def test_ranks_that_grow_with_depth_are_not_for_triplets(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="method=adalora finds its own ranks"):
         run(bert, files, tmp_path / "out", method="adalora", lora={"r": 4, "ranks": "linear"})
+
+
+def test_rslora_gives_it_the_scale_of_lora_and_what_it_has_not_is_refused(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path]
+) -> None:
+    run(bert, files, tmp_path / "out", method="adalora", lora={"r": 4, "lora_alpha": 8, "use_rslora": True})
+    assert [row.scale for row in inspect_adapter(tmp_path / "out").modules] == pytest.approx([4.0] * 12, rel=1e-5)
+    for name, value in (("use_dora", True), ("init_lora_weights", "pissa")):
+        with pytest.raises(ConfigError, match=f"method=adalora starts from triplets of its own.* lora.{name}={value}"):
+            run(bert, files, tmp_path / "no", method="adalora", lora={name: value})

@@ -27,8 +27,9 @@ class ParameterCounts:
     """Entries of a model by what happens to them.
 
     Attributes:
-        trained_adapter: entries of the adapter that get a gradient: A, B, AdaLoRA's E, SoRA's gates, DoRA's magnitudes.
-        kept_adapter: entries of A and B in directions that add something, and magnitudes.
+        trained_adapter: entries of the adapter that get a gradient: A, B, AdaLoRA's E, SoRA's gates, DoRA's magnitudes,
+            VeRA's vectors.
+        kept_adapter: entries of A and B in directions that add something, magnitudes and vectors.
         head: entries that are trained and saved whole: pooler, classifier.
         base: trained entries of the pretrained model; not 0 only without an adapter.
     """
@@ -79,7 +80,7 @@ def count_parameters(
     """
     if handle is not None and kept_r is not None:
         raise ConfigError("count_parameters takes handle (after training) or kept_r (before), not both")
-    factors, other, head, base, per_direction = 0, 0, 0, 0, 0
+    factors, other, vectors, head, base, per_direction = 0, 0, 0, 0, 0, 0
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or ".ranknum." in name or ".original_module." in name:
             continue
@@ -87,6 +88,8 @@ def count_parameters(
             factors += parameter.numel()
             rows = parameter.shape[1 if ".lora_B." in name or ".lora_embedding_B." in name else 0]
             per_direction += parameter.numel() // max(rows, 1)
+        elif ".vera_lambda_" in name:
+            vectors += parameter.numel()
         elif ".lora_" in name:
             other += parameter.numel()
         elif ".modules_to_save." in name:
@@ -94,11 +97,11 @@ def count_parameters(
         else:
             base += parameter.numel()
     magnitudes = sum(p.numel() for name, p in model.named_parameters() if "lora_magnitude" in name and p.requires_grad)
-    trained = factors + other + (0 if handle is None else handle.num_learnt)
+    trained = factors + other + vectors + (0 if handle is None else handle.num_learnt)
     kept = factors if kept_r is None else round(kept_r * per_direction)
-    if handle is not None:
+    if handle is not None and not vectors:  # VeRA folds into more than it keeps
         kept = sum(_useful_entries(A, B) for A, B in handle.fold().values())
-    return ParameterCounts(trained, kept + magnitudes, head, base)
+    return ParameterCounts(trained, kept + magnitudes + vectors, head, base)
 
 
 def check_same_inference_budget(

@@ -99,6 +99,8 @@ def _check_type(config: dict[str, Any], path: Path) -> None:
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind.upper() not in READABLE_TYPES:
         got = f"peft_type {kind!r}" if kind is not None else "no peft_type"
+        if kind == "VERA":  # the file does not tell how wide the modules are
+            got += ", whose A and B are shared (handle.export of rmlora.attach(model, rmlora.vera()) writes plain LoRA)"
         raise AdapterError(
             f"{path / CONFIG_NAME} has {got}; only adapters made of A and B factors can be inspected: "
             f"{' and '.join(READABLE_TYPES)}."

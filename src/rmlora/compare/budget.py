@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rmlora.compare.agenda import Agenda
@@ -22,7 +23,10 @@ def show_budget(study: Study, agenda: Agenda, console: Console) -> None:
     for contender in own:
         groups = [group for group in agenda.groups if group.label == contender.label]
         tries = len(contender.rates) * len(groups) if selects(study) else 0
-        knobs = ", ".join(f"{name}={value}" for name, value in contender.args.items())
+        adapter = contender.lora.model_dump(exclude_unset=True)
+        own_adapter = {f"lora.{name}": v for name, v in adapter.items() if v != getattr(study.lora, name)}
+        settings = [*contender.args.items(), *own_adapter.items()]
+        knobs = escape(", ".join(f"{name}={value}" for name, value in settings))
         rates = ", ".join(f"{rate:g}" for rate in contender.rates)
         table.add_row(contender.label, knobs or "-", rates, str(tries), str(len(groups) * len(study.seeds)))
     console.print(table)

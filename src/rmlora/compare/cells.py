@@ -132,7 +132,7 @@ def _cell(study: Study, kind: Kind, own: Contender, task: TaskEntry, group: Grou
         "data": data,
         "method": own.method,
         "method_args": own.args,
-        "lora": {} if group.r is None else study.lora.model_dump(exclude_unset=True) | {"r": group.r},
+        "lora": {} if group.r is None else own.lora.model_dump(exclude_unset=True) | {"r": group.r},
         "training": study.training.model_dump(exclude_unset=True) | task.training | {"lr": lr, "seed": seed},
         "trust_remote_code": study.trust_remote_code,
     }

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from rmlora.compare.study import Study
-from rmlora.config import Section
+from rmlora.compare.study import MethodEntry, Study
+from rmlora.config import LoraSettings, Section
 from rmlora.errors import ConfigError, MethodError, nearest
 from rmlora.methods import METHODS
 
@@ -18,12 +18,14 @@ class Contender(Section):
     Attributes:
         label: its display name; of a grid with the knobs that vary.
         entry: label of the entry it comes from, by which learning rates are given.
+        lora: adapter settings, the study's and its own over them.
     """
 
     label: str
     entry: str
     method: str
     args: dict[str, Any]
+    lora: LoraSettings
     rates: tuple[float, ...]
 
 
@@ -53,9 +55,10 @@ def contenders(study: Study) -> list[Contender]:
         refuse_twice(f"learning rate of {label}", own)
         if min(own) <= 0:
             raise ConfigError(f"learning_rates of {label}: must be above 0, got {min(own)}")
+        lora = _adapter(label, entry, study)
         for name, args in _grid(label, entry.args):
             _try(name, entry.name, args)
-            found.append(Contender(label=name, entry=label, method=entry.name, args=args, rates=tuple(own)))
+            found.append(Contender(label=name, entry=label, method=entry.name, args=args, lora=lora, rates=tuple(own)))
     return found
 
 
@@ -80,6 +83,15 @@ def _try(label: str, method: str, args: dict[str, Any]) -> None:
         METHODS[method].build(**args)
     except MethodError as error:
         raise MethodError(f"{label}: {error}") from error
+
+
+def _adapter(label: str, entry: MethodEntry, study: Study) -> LoraSettings:
+    own = entry.lora.model_dump(exclude_unset=True)
+    if own and METHODS[entry.name].trains_base:
+        raise ConfigError(f"{label} has no adapter, so its own lora settings would change nothing; leave them out")
+    if "r" in own:
+        raise ConfigError(f"{label}: lora.r differs between cells; list every rank under ranks")
+    return LoraSettings(**(study.lora.model_dump(exclude_unset=True) | own))
 
 
 def _grid(label: str, args: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -15,6 +15,7 @@ from rmlora.heads.settings import complete_head
 from rmlora.live import FORWARD_HOOKS
 from rmlora.methods import METHODS
 from rmlora.pairs import Pair
+from rmlora.run.variants import refuse_variants
 from rmlora.stacking import stack_pairs
 from rmlora.tasks.metrics import NAMES
 from rmlora.transform import Transform
@@ -42,10 +43,11 @@ def foresee_cells(study: Study) -> list[Cell]:
             complete_head(cell.config)
     for contender in contenders(study):
         chain = METHODS[contender.method].build(**contender.args)
-        if study.lora.use_dora and chain.hooks() & FORWARD_HOOKS:
+        if contender.lora.use_dora and chain.hooks() & FORWARD_HOOKS:
             raise ConfigError(
                 f"{contender.label} acts inside the forward pass that lora.use_dora changes; leave one of them out"
             )
+        refuse_variants(contender.label, chain.adapts, contender.lora)
         if not METHODS[contender.method].trains_base:
             _check_ranks(contender.label, chain, study.ranks)
     return cells

@@ -79,7 +79,7 @@ def check_study(study: Study) -> None:
     refuse_twice("label", [c.label for c in found])
     chains: dict[str, str] = {}
     for contender in found:
-        key = f"{contender.method} {METHODS[contender.method].build(**contender.args)!r}"
+        key = f"{contender.method} {METHODS[contender.method].build(**contender.args)!r} {contender.lora!r}"
         if key in chains:
             raise ConfigError(
                 f'duplicated cell: methods "{chains[key]}" and "{contender.label}" are the same '

@@ -17,6 +17,10 @@ class MethodEntry(Section):
     args: dict[str, Any] = Field(
         default_factory=dict, description="Its knobs; a knob given a list makes one method of each value."
     )
+    lora: LoraSettings = Field(
+        default_factory=LoraSettings,
+        description="Adapter settings of this method alone, over the common ones, e.g. {use_dora: true}; without r.",
+    )
     label: str | None = Field(default=None, description="What rows and tables call it; default: the name.")
 
     @field_validator("args", mode="before")

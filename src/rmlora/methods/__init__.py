@@ -21,6 +21,7 @@ from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 from rmlora.methods.stella import stella
 from rmlora.methods.table import METHODS
+from rmlora.methods.vera import vera
 
 __all__ = [
     "LAWS",
@@ -46,4 +47,5 @@ __all__ = [
     "rm_lora",
     "sora",
     "stella",
+    "vera",
 ]

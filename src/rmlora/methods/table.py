@@ -21,6 +21,7 @@ from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 from rmlora.methods.stella import stella
+from rmlora.methods.vera import vera
 
 _NO_MASK = {"masked_directions": "it masks nothing"}
 _HAS_BLOCKS = "its blocks act in the forward pass, which PEFT's own modules compute"
@@ -94,6 +95,17 @@ METHODS: dict[str, Method] = {
             lora_plus,
             zero={"ratio": 1.0},
             excluded=_NO_MASK,
+        ),
+        Method(
+            "vera",
+            "PEFT's VeRA: two vectors per module learnt, on random projections shared by all",
+            vera,
+            adapts="VERA",
+            excluded=_NO_MASK
+            | {
+                "zero_strength": "its A and B are shared and frozen, however it is set",
+                "fast_path": "PEFT's VeRA layers compute it",
+            },
         ),
         Method(
             "delta-lora",

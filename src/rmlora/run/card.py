@@ -15,6 +15,7 @@ _PIPELINES = {
     "question-answering": "question-answering",
     "causal-lm": "text-generation",
 }
+_KINDS = {"LORA": "LoRA adapter", "ADALORA": "LoRA adapter", "VERA": "VeRA adapter"}
 
 
 def write_card(
@@ -35,11 +36,11 @@ def write_card(
         "base_model": config.model,
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": _PIPELINES.get(config.task, "text-classification"),
-        "tags": ["rmlora", config.method, *(["lora"] if is_adapter else [])],
+        "tags": ["rmlora", config.method, *([_KINDS[plan.method.adapts].split()[0].lower()] if is_adapter else [])],
         "metrics": [plan.metric],
     }
     used = ", ".join(f"{name} {versions[name]}" for name in ("rmlora", "peft", "transformers", "torch"))
-    what = what or ("LoRA adapter" if is_adapter else "model")
+    what = what or (_KINDS[plan.method.adapts] if is_adapter else "model")
     parts = (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {config.method} on {config.model}\n",

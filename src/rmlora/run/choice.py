@@ -13,7 +13,8 @@ from rmlora.methods import METHODS, Method
 from rmlora.tasks.glue import settle_glue
 
 DEFAULT_LENGTH = {"question-answering": 384}
-DEFAULT_LR = {"adapter": 1e-3, "full": 2e-5}
+DEFAULT_LR = {"LORA": 1e-3, "ADALORA": 1e-3, "VERA": 1e-2, "full": 2e-5}
+"""By the kind of adapter a method trains; that of VeRA is ten times LoRA's, as usual for its few vectors."""
 
 
 def all_knobs() -> tuple[str, ...]:
@@ -87,7 +88,7 @@ def complete(config: RunConfig) -> RunConfig:
         raise ConfigError(f"method {method.name} has no adapter, so init_adapter has nothing to start")
     lora = config.lora if config.init_adapter is None else _adapter_settings(config)
     lora = lora.model_copy(update={"lora_alpha": alpha(lora)})
-    lr = config.training.lr or DEFAULT_LR["full" if method.trains_base else "adapter"]
+    lr = config.training.lr or DEFAULT_LR["full" if method.trains_base else method.adapts]
     config = config.model_copy(update={"data": _data_settings(config)})
     training = config.training.model_copy(update={"lr": lr})
     if training.save == "best" and not training.save_every_epoch:

@@ -12,7 +12,8 @@ from rmlora.run.plan import Counts
 def count_inference(folder: Path, counts: Counts) -> dict[str, int]:
     """Count what a saved run needs at inference.
 
-    Directions whose row of A or column of B is exactly zero, as pruning leaves them, do nothing and do not count.
+    Directions whose row of A or column of B is exactly zero, as pruning leaves them, do nothing and do not count. Of
+    VeRA the vectors count; its shared projections are drawn from a key, saved or not.
 
     Args:
         folder: of the run, its weights saved.
@@ -35,7 +36,7 @@ def count_inference(folder: Path, counts: Counts) -> dict[str, int]:
                 A, B = file.get_tensor(name), _partner(file, name, names)
                 used = _used(A, 0) if B is None else _used(A, 0) & _used(B, 1)
                 total += int(used.sum()) * (A[0].numel() + (0 if B is None else B[:, 0].numel()))
-            elif "lora_" in name and ".lora_B." not in name:
+            elif ".vera_lambda_" in name or ("lora_" in name and ".lora_B." not in name):
                 total += file.get_tensor(name).numel()
     return {"inference_adapter": total, "inference": total + counts.head}
 

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from rmlora.attach import attach
+from rmlora.combine import Chain
 from rmlora.config import RunConfig
 from rmlora.errors import ConfigError
 from rmlora.handle import Attached
 from rmlora.methods import Method
+from rmlora.modeling import Loaded
 from rmlora.pairs import Pair
 from rmlora.run.arguments import training_arguments
 from rmlora.run.choice import choose_method, describe_links
@@ -35,7 +37,7 @@ class Counts:
     """Parameters of a model by what happens to them.
 
     Attributes:
-        adapter: entries of A and B, AdaLoRA's values, SoRA's gates, DoRA's magnitudes.
+        adapter: entries of A and B, AdaLoRA's values, SoRA's gates, DoRA's magnitudes, VeRA's vectors.
         head: trained and saved whole: pooler, classifier.
         base: trained entries of the pretrained model itself; not 0 only without an adapter.
         frozen: never changed.
@@ -124,9 +126,6 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     Raises:
         RmloraError: whatever would stop the run later; nothing has been written.
     """
-    from rmlora.adapting import add_adapter
-    from rmlora.run.triplet_config import add_triplets
-
     if config.scope == "head":
         raise ConfigError("scope=head is not trained through the whole model; call rmlora.heads.train_head")
     method = choose_method(config)
@@ -145,8 +144,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
         model, handle = loaded.model, None
     else:
         num_steps = config.training.epochs * _steps_per_epoch(config, len(encoded["train"]))
-        is_triplets = method.adapts == "ADALORA"
-        model = add_triplets(loaded, config, transform, num_steps) if is_triplets else add_adapter(loaded, config)
+        model = _adapt(loaded, config, transform, num_steps)
         handle = _attach(model, transform, config)
     return Plan(
         config=config,
@@ -179,6 +177,19 @@ def check_settings(config: RunConfig, method: Transform) -> None:
         raise ConfigError(
             f"method={config.method} goes by optimizer steps, and fp16 skips some; use training.precision=bf16 or fp32"
         )
+
+
+def _adapt(loaded: Loaded, config: RunConfig, transform: Chain, num_steps: int) -> Any:
+    """Put the kind of adapter on the model that the method trains."""
+    from rmlora.adapting import add_adapter
+    from rmlora.run.triplet_config import add_triplets
+    from rmlora.run.vector_config import add_vectors
+
+    if transform.adapts == "ADALORA":
+        return add_triplets(loaded, config, transform, num_steps)
+    if transform.adapts == "VERA":
+        return add_vectors(loaded, config, transform)
+    return add_adapter(loaded, config)
 
 
 def check_device(config: RunConfig) -> None:
@@ -215,7 +226,7 @@ def count_parameters(model: nn.Module, heads: Sequence[str] = (), num_learnt: in
     for name, parameter in model.named_parameters():
         if ".original_module." in name or ".ranknum." in name:  # the head PEFT replaced; AdaLoRA's divisor
             continue
-        if "lora_" in name:
+        if "lora_" in name or ".vera_lambda_" in name:
             role = "adapter"
         elif not parameter.requires_grad:
             role = "frozen"

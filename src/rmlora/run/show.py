@@ -101,6 +101,8 @@ def next_steps(plan: Described, path: Path) -> list[str]:
     again = f"rmlora train {settings} method={compare} method_args={{}} {output}"
     if plan.method.trains_base:
         return [f"Look at the curves: {path / 'curves.png'}", f"Compare with {compare}: {again} lr=1e-3"]
+    if plan.method.adapts == "VERA":
+        return [f"Look at the curves: {path / 'curves.png'}", f"Compare with {compare}: {again} lr=1e-3"]
     return [
         f"Look into the adapter: rmlora inspect {quote(str(path))} (curves: {path / 'curves.png'})",
         f"Compare with {compare}: {again}",
@@ -113,7 +115,7 @@ def _parameters(plan: Described) -> Table:
     table.add_column("part")
     table.add_column("number", justify="right")
     rows = {
-        "adapter (A, B)": counts.adapter,
+        "adapter (d, b)" if plan.method.adapts == "VERA" else "adapter (A, B)": counts.adapter,
         "head": counts.head,
         "pretrained, trained": counts.base,
         "T: trainable at the start": counts.trainable,

@@ -10,6 +10,7 @@ from rmlora.combine import Chain
 from rmlora.config import RunConfig
 from rmlora.errors import ConfigError
 from rmlora.modeling import Loaded
+from rmlora.run.variants import refuse_variants
 from rmlora.transforms import AllocateBudget
 
 START = 1.5
@@ -29,7 +30,8 @@ def add_triplets(loaded: Loaded, config: RunConfig, method: Chain, num_steps: in
         num_steps: optimizer steps of the run.
 
     Raises:
-        ConfigError: the run is too short to prune in, goes on from an adapter, or PEFT refuses the settings.
+        ConfigError: the run is too short to prune in, goes on from an adapter or asks for a variant of LoRA, or PEFT
+            refuses the settings.
     """
     import peft
 
@@ -37,6 +39,8 @@ def add_triplets(loaded: Loaded, config: RunConfig, method: Chain, num_steps: in
         raise ConfigError("method=adalora starts from its own triplets; leave init_adapter out")
     if config.lora.ranks != "equal":
         raise ConfigError("method=adalora finds its own ranks from one that all modules share; leave lora.ranks out")
+
+    refuse_variants("adalora", "ADALORA", config.lora)
     link = next(link for link in method.links if isinstance(link, AllocateBudget))
     plain = lora_config(loaded, config)
     target = config.lora.r if link.target_r is None else link.target_r
@@ -56,11 +60,12 @@ def add_triplets(loaded: Loaded, config: RunConfig, method: Chain, num_steps: in
             task_type=plain.task_type,
             init_r=first,
             target_r=target,
-            lora_alpha=plain.lora_alpha / plain.r * first,  # the scale of LoRA at lora.r
+            lora_alpha=plain.lora_alpha
+            / (math.sqrt(plain.r) if plain.use_rslora else plain.r)
+            * first,  # the scale of LoRA at lora.r
             lora_dropout=plain.lora_dropout,
             target_modules=plain.target_modules,
             modules_to_save=plain.modules_to_save,
-            use_dora=plain.use_dora,
             **phases,
         )
         return peft.get_peft_model(loaded.model, made)

@@ -19,6 +19,7 @@ from rmlora.transforms.propagate_delta import PropagateDelta, propagate_delta
 from rmlora.transforms.prune_entries import PruneEntries, prune_entries
 from rmlora.transforms.replace_directions import ReplaceDirections, choose_replacements, replace_directions
 from rmlora.transforms.retract_factors import RetractFactors, retract_factors
+from rmlora.transforms.share_projections import ShareProjections
 
 __all__ = [
     "AddOrthogonality",
@@ -40,6 +41,7 @@ __all__ = [
     "PruneEntries",
     "ReplaceDirections",
     "RetractFactors",
+    "ShareProjections",
     "add_orthogonality",
     "avoid_subspaces",
     "budget_at",
