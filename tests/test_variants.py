@@ -33,7 +33,7 @@ def assert_same_in_peft_alone(model, folder):
 @pytest.mark.parametrize("name", NAMES)
 def test_with_rslora(name, tmp_path):
     model = make_model(use_rslora=True)
-    handle = rmlora.attach(model, build(name))
+    handle = rmlora.attach(model, build(name), provides=METHODS[name].build().needs)
     assert handle.pairs[0].scale == pytest.approx(16 / 8**0.5)
     train(model)
     model.save_pretrained(tmp_path / "saved")
@@ -49,10 +49,10 @@ def test_with_dora(name, tmp_path):
         with pytest.raises(
             AttachError, match=r"uses DoraLinearVariant, whose forward pass is not B\(A\(x\)\)"
         ) as refused:
-            rmlora.attach(model, method)
+            rmlora.attach(model, method, provides=method.needs)
         assert "\n" not in str(refused.value)
         return
-    handle = rmlora.attach(model, method)
+    handle = rmlora.attach(model, method, provides=method.needs)
     train(model)
     assert all(how.startswith("reference") for how in handle.paths().values())
     model.save_pretrained(tmp_path / "saved")
@@ -67,9 +67,9 @@ def test_with_pissa(name, tmp_path):
     model.save_pretrained(tmp_path / "start")
     if "begin" in build(name).hooks():
         with pytest.raises(AttachError, match='init_lora_weights="pissa" has taken its A and B off the base'):
-            rmlora.attach(model, build(name))
+            rmlora.attach(model, build(name), provides=METHODS[name].build().needs)
         return
-    handle = rmlora.attach(model, build(name))
+    handle = rmlora.attach(model, build(name), provides=METHODS[name].build().needs)
     train(model)
     with pytest.raises(AdapterError, match=r"which moved the base weights too; .* \(start=\)") as refused:
         handle.export(tmp_path / "exported")

@@ -69,12 +69,18 @@ def read_start(folder: str | Path, trained: Path) -> dict[str, Tensor]:
         raise AdapterError(f"start={folder} has no {missing}; give the same adapter as it was saved before training")
     start, now = before.tensors(factors), after.tensors(factors)
     for key in factors:
-        if start[key].shape != now[key].shape:
+        if not _may_have_become(start[key], now[key], 0 if ".lora_A." in key else 1):
             raise AdapterError(
                 f"start={folder}: {key} is {tuple(start[key].shape)}, the trained one {tuple(now[key].shape)}; give "
                 "the same adapter as it was saved before training"
             )
     return start
+
+
+def _may_have_become(start: Tensor, now: Tensor, directions: int) -> bool:
+    # Blocks of a method lie behind the directions that PEFT started.
+    is_whole = start.shape[directions] <= now.shape[directions]
+    return is_whole and start.select(directions, 0).shape == now.select(directions, 0).shape
 
 
 def refuse_other_start(model: nn.Module, adapter: str) -> None:
