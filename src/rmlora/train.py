@@ -20,6 +20,7 @@ from rmlora.run.folder import RunFolder, check_folder, checkpoint_step, open_fol
 from rmlora.run.generation import write_generated
 from rmlora.run.inference import count_inference
 from rmlora.run.plan import Plan, make_plan
+from rmlora.run.predictions import kept_reliability
 from rmlora.run.progress import ShowProgress
 from rmlora.run.record import RecordEpochs, best_row
 from rmlora.run.show import show_header, show_plan, show_result
@@ -115,7 +116,7 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         plan.handle.bind(trainer.optimizer)  # with nothing left to train no forward pass has looked for it
     if not plan.arguments.should_save:
         return {}
-    result = _summarise(plan, folder, trainer.state.global_step, time.monotonic() - begun)
+    result = _summarise(plan, folder, trainer.state.global_step, time.monotonic() - begun) | kept_reliability(folder)
     result["files"] = save_weights(plan, initial, folder.path)
     result["parameters"] |= count_inference(folder.path, plan.counts)
     if plan.config.task == "causal-lm":

@@ -16,7 +16,7 @@ from rmlora.run.folder import RunFolder
 from rmlora.run.ordered import OrderedTrainer
 from rmlora.run.plan import Plan
 from rmlora.run.predictions import KeepPredictions
-from rmlora.tasks.calibration import expected_calibration_error
+from rmlora.tasks.calibration import measure_calibration
 from rmlora.tasks.completions import completion_losses, pad_completions
 from rmlora.tasks.encode import Collate, collate_images, head_of, pad_texts
 from rmlora.tasks.metrics import measure
@@ -61,7 +61,7 @@ def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
 
 
 def measure_outputs(output: Any, task: Task) -> dict[str, float]:
-    """Compute the metrics of a task, and for classifiers the expected calibration error (ece, 15 bins).
+    """Compute the metrics of a task, and for classifiers calibration error (ece, 15 bins) and Brier score (brier).
 
     Args:
         output: the Trainer's, with `predictions` and `label_ids`.
@@ -70,7 +70,7 @@ def measure_outputs(output: Any, task: Task) -> dict[str, float]:
     found = measure(output.predictions, output.label_ids, task)
     if task.endswith("-classification"):
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        found["ece"] = expected_calibration_error(logits, output.label_ids)
+        found |= measure_calibration(logits, output.label_ids)
     return found
 
 
