@@ -9,6 +9,7 @@ Nothing else in the training code changes, and the adapter it leaves is plain Lo
 from rmlora import schedules
 from rmlora.attach import attach, attached
 from rmlora.combine import chain
+from rmlora.ensemble import Ensemble
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
 from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora
@@ -33,6 +34,7 @@ __all__ = [
     "AllocateBudget",
     "Attached",
     "ClipByGlobalNorm",
+    "Ensemble",
     "FreezeHead",
     "GateDirections",
     "MaskDirections",

@@ -29,6 +29,11 @@ class Chain(Transform):
         return any(link.owns_update for link in self.links)
 
     @property
+    def samples(self) -> bool:
+        """Whether any link does."""
+        return any(link.samples for link in self.links)
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """All that its links need beyond being attached."""
         return frozenset().union(*(link.needs for link in self.links))

@@ -52,6 +52,8 @@ class LiveAdapter:
         self.located = False
         self.microbatch = 0
         self.instance = 0
+        self.instances = 1
+        self.sampling = False
         self.forward_hooks = method.hooks() & FORWARD_HOOKS
         self.pairs: list[Pair] = []
         self.gates: dict[Pair, tuple[Gate, Gate]] = {}
@@ -158,6 +160,8 @@ class LiveAdapter:
             self.instance,
             module.training,
             -1 - len(getattr(module, "kernel_size", ())),
+            self.instances,
+            self.sampling,
         )
         return state, ctx
 

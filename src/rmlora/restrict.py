@@ -29,6 +29,11 @@ class Only(Transform):
     inner: Transform
 
     @property
+    def samples(self) -> bool:
+        """Whether the inner transform does."""
+        return self.inner.samples
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """As the inner transform."""
         return self.inner.needs

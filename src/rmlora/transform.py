@@ -79,6 +79,8 @@ class ForwardContext:
     instance: int
     training: bool
     dim: int = -1
+    instances: int = 1
+    sampling: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ class Transform:
     owns_update: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     adapts: ClassVar[str] = "LORA"
+
+    @property
+    def samples(self) -> bool:
+        """Whether its forward hooks draw anew for every instance, where `ctx.sampling` says so in evaluation too."""
+        return False
 
     def hooks(self) -> frozenset[str]:
         """Names of the hooks that act; by default those that the class overrides."""

@@ -50,22 +50,26 @@ def test_the_table_has_every_method_alone_and_as_an_ensemble(tmp_path: Path) -> 
 def test_the_diagram_shows_ensembles_dashed(tmp_path: Path) -> None:
     document = compile_document(read_study(write(tmp_path / "study")))
     figure = next(figure for figure in document.figures() if figure.name == "reliability-1")
-    assert "Dashed" in figure.caption and "RM-LoRA, ensemble of 8" in figure.svg
+    assert "Dashed" in figure.caption
+    assert "RM-LoRA, ensemble of 8" in figure.svg
     assert "stroke-dasharray" in figure.svg
 
 
 def test_seeds_are_joined(tmp_path: Path) -> None:
     arms = sort_into_arms(read_study(write(tmp_path / "study")).rows)
     alone, joint = calibrations_of(next(arm for arm in arms if arm.label == "RM-LoRA"))
-    assert alone.bins is not None and sum(alone.bins["count"]) == 3 * 400
-    assert joint.is_ensemble and joint.values["ece"] == pytest.approx([0.06] * 3)
+    assert alone.bins is not None
+    assert sum(alone.bins["count"]) == 3 * 400
+    assert joint.is_ensemble
+    assert joint.values["ece"] == pytest.approx([0.06] * 3)
 
 
 @pytest.mark.parametrize("damage", [{"reliability": None}, {"reliability": {"count": [1]}}, {"reliability": 3}])
 def test_damaged_bins_cost_their_line_alone(tmp_path: Path, damage: dict[str, Any]) -> None:
     document = compile_document(read_study(write(tmp_path / "study", damage)))
     figure = next(figure for figure in document.figures() if figure.name == "reliability-1")
-    assert "ensemble of 8" not in figure.svg and "LoRA" in figure.svg
+    assert "ensemble of 8" not in figure.svg
+    assert "LoRA" in figure.svg
 
 
 def test_a_study_without_bins_has_no_diagram(tmp_path: Path) -> None:

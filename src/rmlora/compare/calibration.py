@@ -53,9 +53,7 @@ def calibrations_of(arm: Arm) -> list[Calibration]:
 
 
 def _collect(arm: Arm, label: str, rows: Sequence[Mapping[str, Any]], is_ensemble: bool) -> Calibration:
-    values = {
-        name: [float(row[name]) for row in rows if _is_number(row.get(name))] for name in (arm.metric, *MEASURES)
-    }
+    values = {name: [float(row[name]) for row in rows if _is_number(row.get(name))] for name in (arm.metric, *MEASURES)}
     bins = [row["reliability"] for row in rows if _are_bins(row.get("reliability"))]
     bins = [one for one in bins if len(one["count"]) == len(bins[0]["count"])]
     return Calibration(label, arm.label, is_ensemble, values, join_bins(bins) if bins else None)
