@@ -163,7 +163,7 @@ class Ensemble(nn.Module):
                         'regression has; use average="logits"'
                     )
                 mean = means.setdefault(name, RunningAverage(average, self._is_multilabel))
-                mean.add(value.unflatten(0, (count, -1)))
+                mean.add(value.view(count, -1, *value.shape[1:]))
         if isinstance(outputs, Tensor):
             return means["logits"].finish()
         return type(outputs)(**{name: mean.finish() for name, mean in means.items()})
@@ -197,6 +197,8 @@ def _check_inputs(given: Mapping[Any, Any]) -> None:
 
 def _takes_cache(model: nn.Module) -> bool:
     """Whether the model fills a cache of keys and values unless it is told not to."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model
+    if hasattr(base, "get_base_model"):
+        base = base.get_base_model()
     is_on = bool(getattr(getattr(base, "config", None), "use_cache", False))
-    return is_on and "use_cache" in inspect.signature(base.forward).parameters  # type: ignore[operator]
+    return is_on and "use_cache" in inspect.signature(base.forward).parameters

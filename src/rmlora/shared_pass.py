@@ -159,7 +159,7 @@ class LoopedBlocks(_Pass):
     def __enter__(self) -> _Pass:
         for block in self.blocks.blocks:
             self._before.append(block.__dict__.get("forward"))
-            block.forward = self._looped(block.forward)  # type: ignore[method-assign]
+            block.forward = self._looped(block.forward)
         return super().__enter__()
 
     def __exit__(self, *exception: object) -> None:
@@ -176,7 +176,8 @@ class LoopedBlocks(_Pass):
             if any(self._is_stacked_already(value) for value in (*args[1:], *kwargs.values())):
                 raise NotUnderstoodError("a block is given more than one input that comes from another block")
             rows = self._check_rows(args[0])
-            parts = rows.split(self.size) if self.is_stacked else [rows] * self.instances
+            starts = range(0, self.size * self.instances, self.size)
+            parts = [rows[i : i + self.size] if self.is_stacked else rows for i in starts]
             self.is_looping = True
             try:
                 outputs = []
