@@ -1,6 +1,5 @@
-"""A link that drops at random, the least that an ensemble can be made of, and models to make ensembles of."""
+"""Tiny models with a method that drops features, to make ensembles of."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,35 +15,8 @@ from transformers import (
 )
 
 import rmlora
-from rmlora.draws import hash_scores
-from rmlora.transform import ForwardContext, Transform
+from rmlora.transform import Transform
 from tests.tiny import ENDS, LABELS, SMALL, TEXT, TINY, Tiny, text_batch
-
-
-@dataclass(frozen=True)
-class DropInputs(Transform):
-    """Link: zero a share p of the input features of A, for the whole batch; other ones for every instance."""
-
-    p: float = 0.5
-
-    @property
-    def samples(self) -> bool:
-        return self.p > 0
-
-    def hooks(self) -> frozenset[str]:
-        return frozenset({"inputs"}) if self.p > 0 else frozenset()
-
-    def inputs(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
-        if not (ctx.training or ctx.sampling):
-            return x
-        masks = [self.mask(x.shape[-1], ctx, ctx.instance + i).to(x) for i in range(ctx.instances)]
-        rows = torch.cat([mask.expand(x.shape[0] // ctx.instances, -1) for mask in masks])
-        return x * rows.view(x.shape[0], *[1] * (x.dim() - 2), -1)
-
-    def mask(self, num: int, ctx: ForwardContext, instance: int) -> Tensor:
-        scores = hash_scores(ctx.key, num, ctx.seed, ctx.step, ctx.microbatch, instance)
-        return scores >= self.p * 2**32
-
 
 HEADS = {"num_attention_heads": 2}
 
@@ -87,7 +59,7 @@ def adapted(tiny: Tiny, method: Transform | None = None, lora: dict[str, Any] | 
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw)
-    rmlora.attach(model, method or DropInputs())
+    rmlora.attach(model, method or rmlora.DropFeatures(p=0.3))
     return model.eval()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import rmlora
 from rmlora.errors import AttachError, MethodError
-from tests.dropping import MODELS, DropInputs, adapted, inputs_of, one_by_one
+from tests.dropping import MODELS, adapted, inputs_of, one_by_one
 
 N = 5
 SHARED = "shared up to base_model.model"
@@ -81,7 +81,7 @@ def test_chunks_change_nothing(chunk: int, average: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_method_that_drops_nothing_is_the_plain_model_exactly(name: str) -> None:
-    model = adapted(MODELS[name], DropInputs(p=0.0))
+    model = adapted(MODELS[name], rmlora.DropFeatures(p=0.0))
     inputs = inputs_of(MODELS[name], 3)
     with torch.no_grad():
         plain = model(**inputs)
@@ -193,7 +193,7 @@ class Twice(nn.Module):
 def plain_model(base: nn.Module, targets: list[str]) -> Any:
     torch.manual_seed(0)
     model = get_peft_model(base, LoraConfig(r=3, target_modules=targets, init_lora_weights=False))
-    rmlora.attach(model, DropInputs())
+    rmlora.attach(model, rmlora.DropFeatures(p=0.3))
     return model.eval()
 
 
@@ -306,6 +306,8 @@ def test_lower_precision_is_averaged_in_float32() -> None:
 
 
 def test_what_else_a_chain_does_stays() -> None:
-    model = adapted(MODELS["bert"], rmlora.chain(rmlora.r_lora(weight=1e-3), rmlora.only("layer.1", DropInputs())))
+    model = adapted(
+        MODELS["bert"], rmlora.chain(rmlora.r_lora(weight=1e-3), rmlora.only("layer.1", rmlora.DropFeatures(p=0.3)))
+    )
     assert rmlora.Ensemble(model, 2).draws
     assert not rmlora.Ensemble(adapted(MODELS["bert"], rmlora.r_lora()), 2).draws

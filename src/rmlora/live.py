@@ -39,7 +39,9 @@ class LiveAdapter:
         forward_hooks: the hooks of the method that act in the forward pass.
         located: whether the first training forward has looked for the optimizer.
         microbatch: training forward passes since the last optimizer step.
-        instance: which of several passes over a batch this is; set by entry points that replicate it.
+        instance: number of the instance that a pass begins with; set by entry points that replicate the batch.
+        instances: how many instances a pass stacks along the first dimension; set likewise.
+        sampling: whether forward hooks draw although not training; set by entry points that average draws.
     """
 
     def __init__(

@@ -66,9 +66,12 @@ class ForwardContext:
         key: int64 `(1, 2)`, the pair's words for `rmlora.draws`.
         microbatch: training forward passes since the last optimizer step; the same when a checkpointed block is
             recomputed, and never the process rank.
-        instance: which of several passes over the same batch this is; 0 unless an entry point counts them.
+        instance: number of the instance that this pass begins with; 0 unless an entry point counts them.
         training: whether the module is in training mode.
         dim: the dimension of x that holds features or directions: -1, or that of a convolution's channels.
+        instances: how many instances of the batch are stacked in this pass, along the first dimension of x: the first
+            `1 / instances` of its rows belong to `instance`, the next to `instance + 1`, and so on.
+        sampling: whether to draw although not training, for an ensemble of draws.
     """
 
     name: str
