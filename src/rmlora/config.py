@@ -171,6 +171,18 @@ class GenerationSettings(Section):
     )
 
 
+class EvaluationSettings(Section):
+    """What is evaluated at the end, beside the model itself."""
+
+    ensemble: int = Field(
+        default=0, ge=0, description="Instances averaged at the end, of a method that drops at random; 0 = none."
+    )
+    average: Literal["logits", "probabilities"] = Field(
+        default="logits", description="What of the instances is averaged: outputs, or the distributions they stand for."
+    )
+    chunk: int | None = Field(default=None, ge=1, description="Instances computed at a time; default: all.")
+
+
 class RunConfig(Section):
     """One training run of rmlora, completely."""
 
@@ -192,6 +204,9 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description=str(TrainingConfig.__doc__))
     generation: GenerationSettings = Field(
         default_factory=GenerationSettings, description=str(GenerationSettings.__doc__)
+    )
+    evaluation: EvaluationSettings = Field(
+        default_factory=EvaluationSettings, description=str(EvaluationSettings.__doc__)
     )
     output: str | None = Field(default=None, description="Folder of the results; default: runs/<what was run>.")
     trust_remote_code: bool = Field(
@@ -220,6 +235,6 @@ def section_names() -> list[str]:
 
     Example:
         >>> section_names()
-        ['answers', 'data', 'generation', 'head', 'lora', 'training']
+        ['answers', 'data', 'evaluation', 'generation', 'head', 'lora', 'training']
     """
     return sorted({name.split(".")[0] for name in setting_names() if "." in name})

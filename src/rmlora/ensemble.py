@@ -14,7 +14,7 @@ from rmlora.binding import Binding
 from rmlora.bound_layers import bindings_of
 from rmlora.errors import AttachError, MethodError
 from rmlora.instance_passes import InstancePasses, call
-from rmlora.sampling import evaluating
+from rmlora.sampling import Draws, evaluating
 from rmlora.stacking import check_batch, fields_of
 
 _TARGETS = ("labels", "start_positions", "end_positions", "next_sentence_label")
@@ -41,6 +41,8 @@ class Ensemble(nn.Module):
             so that a softmax gives the mean (of a multi-label head, so that a sigmoid does).
         chunk: instances computed at a time, >= 1; memory grows with it. None computes all at once. What is shared is
             computed once per chunk.
+        step: optimizer step that the draws stand for; None is the model's own. With it a model that was loaded gives
+            the instances it gave when it was trained.
 
     Raises:
         MethodError: n or chunk is below 1, or there is no such average.
@@ -62,7 +64,14 @@ class Ensemble(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, n: int = 8, seed: int = 0, *, average: str = "logits", chunk: int | None = None
+        self,
+        model: nn.Module,
+        n: int = 8,
+        seed: int = 0,
+        *,
+        average: str = "logits",
+        chunk: int | None = None,
+        step: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("n", n), ("chunk", chunk)):
@@ -74,7 +83,7 @@ class Ensemble(nn.Module):
         self.average: Average = check_average(average)
         self.chunk = chunk
         self._bindings = _bindings(model)
-        self._passes = InstancePasses(model, self._bindings, seed)
+        self._passes = InstancePasses(model, self._bindings, Draws(seed, step))
         self.training = False
 
     @property

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rmlora.live import LiveAdapter
-from rmlora.sampling import sampling
+from rmlora.sampling import Draws, sampling
 from rmlora.shared_pass import LoopedBlocks, StackedBatch, StackedBlocks
 from rmlora.stacking import NotUnderstoodError, batch_size, fields_of, find_blocks, first_rows, stack_inputs
 
@@ -38,13 +38,13 @@ class InstancePasses:
     Args:
         model: in evaluation mode while it is run.
         adapters: whose methods draw.
-        seed: of the draws.
+        draws: what their draws depend on.
     """
 
-    def __init__(self, model: nn.Module, adapters: Sequence[LiveAdapter], seed: int) -> None:
+    def __init__(self, model: nn.Module, adapters: Sequence[LiveAdapter], draws: Draws) -> None:
         self.model = model
         self.adapters = adapters
-        self.seed = seed
+        self.draws = draws
         self.layers = [pair.layer for adapter in adapters for pair in adapter.pairs]
         self.blocks = find_blocks(model, self.layers)
         if self.blocks is None:
@@ -117,7 +117,7 @@ class InstancePasses:
         size = batch_size(given)
         if way == "single":
             return self._single(given, start, count)
-        with sampling(self.adapters, self.seed, start, count):
+        with sampling(self.adapters, self.draws, start, count):
             if way == "stacked" or self.blocks is None:
                 with StackedBatch(self.layers, size, count):
                     outputs = call(self.model, stack_inputs(given, count))
@@ -126,7 +126,7 @@ class InstancePasses:
                     outputs = call(self.model, given)
             else:
                 with LoopedBlocks(
-                    self.blocks, self.layers, size, count, lambda i: sampling(self.adapters, self.seed, start + i, 1)
+                    self.blocks, self.layers, size, count, lambda i: sampling(self.adapters, self.draws, start + i, 1)
                 ):
                     outputs = call(self.model, given)
         for name, value in fields_of(outputs).items():
@@ -137,7 +137,7 @@ class InstancePasses:
     def _single(self, given: Given, start: int, count: int) -> Any:
         outputs: list[Any] = []
         for instance in range(start, start + count):
-            with sampling(self.adapters, self.seed, instance, 1):
+            with sampling(self.adapters, self.draws, instance, 1):
                 outputs.append(call(self.model, given))
         if count == 1:
             return outputs[0]

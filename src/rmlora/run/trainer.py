@@ -20,6 +20,7 @@ from rmlora.tasks.calibration import measure_calibration
 from rmlora.tasks.completions import completion_losses, pad_completions
 from rmlora.tasks.encode import Collate, collate_images, head_of, pad_texts
 from rmlora.tasks.metrics import measure
+from rmlora.tasks.squad_windows import pad_windows
 
 
 def make_trainer(plan: Plan, callbacks: Sequence[Any]) -> Any:
@@ -53,7 +54,7 @@ def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
         args=plan.arguments,
         train_dataset=train,
         eval_dataset={**parts, **others, "eval": held_out},
-        data_collator=collate(plan),
+        data_collator=collate(task, plan.processor),
         compute_metrics=predictions.watch(lambda output: measure_outputs(output, task)),
         callbacks=[predictions, *callbacks],
         preprocess_logits_for_metrics=completion_losses if task == "causal-lm" else None,
@@ -74,11 +75,13 @@ def measure_outputs(output: Any, task: Task) -> dict[str, float]:
     return found
 
 
-def collate(plan: Plan) -> Collate:
+def collate(task: Task, processor: Any) -> Collate:
     """Return what makes a padded batch of encoded examples."""
-    if plan.config.task == "causal-lm":
-        return pad_completions(plan.processor)
-    return collate_images(plan.processor) if plan.config.task == "image-classification" else pad_texts(plan.processor)
+    if task == "question-answering":
+        return pad_windows(processor)
+    if task == "causal-lm":
+        return pad_completions(processor)
+    return collate_images(processor) if task == "image-classification" else pad_texts(processor)
 
 
 def quieten() -> Callable[[], None]:
