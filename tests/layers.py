@@ -40,7 +40,8 @@ LAYERS: dict[str, Layer] = {
     ),
     "analysis": Layer(("analysis",), ("errors", "ground")),
     "attach": Layer(
-        ("attach", "handle", "prune_export", "triplets"), ("errors", "ground", "contract", "engine", "analysis")
+        ("attach", "handle", "prune_export", "replicate", "triplets"),
+        ("errors", "ground", "contract", "engine", "analysis"),
     ),
     "sugar": Layer(("peft_config",), ("errors", "ground", "contract", "methods", "engine", "attach")),
     "package": Layer(("",), LIBRARY),

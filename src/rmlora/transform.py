@@ -101,6 +101,11 @@ class Transform:
     needs: ClassVar[frozenset[str]] = frozenset()
     adapts: ClassVar[str] = "LORA"
 
+    @property
+    def instances(self) -> int:
+        """How many draws the loss of one batch is averaged over; more than one needs every batch repeated."""
+        return 1
+
     def hooks(self) -> frozenset[str]:
         """Names of the hooks that act; by default those that the class overrides."""
         return frozenset(name for name in HOOKS if getattr(type(self), name) is not getattr(Transform, name))
