@@ -15,11 +15,7 @@ from transformers import (
 )
 
 import rmlora
-from rmlora.combine import Chain
-from rmlora.methods import METHODS
-from rmlora.methods.registry import Method
 from rmlora.transform import Transform
-from rmlora.transforms.drop_features import Rescale
 from tests.tiny import ENDS, LABELS, SMALL, TEXT, TINY, Tiny, text_batch
 
 HEADS = {"num_attention_heads": 2}
@@ -82,17 +78,7 @@ def one_by_one(model: Any, inputs: dict[str, Tensor], n: int, seed: int = 0) -> 
     before, live.seed, live.sampling = live.seed, seed, True
     outputs = []
     for instance in range(n):
-        live.instance = instance
+        live.microbatch, live.instance, live.instances = 0, instance, 1
         outputs.append(model(**inputs))
     live.seed, live.instance, live.sampling = before, 0, False
     return outputs
-
-
-def know_dropout() -> None:
-    """Make the method lora-dropout known where it is not yet."""
-    if "lora-dropout" not in METHODS:
-        METHODS["lora-dropout"] = Method("lora-dropout", "LoRA Dropout", _lora_dropout)
-
-
-def _lora_dropout(p: float = 0.1, rescale: Rescale = "none") -> Chain:
-    return rmlora.chain(rmlora.DropFeatures(p=p, rescale=rescale))

@@ -44,6 +44,7 @@ LAYERS: dict[str, Layer] = {
             "attach",
             "handle",
             "prune_export",
+            "replicate",
             "triplets",
             "ensemble",
             "averages",

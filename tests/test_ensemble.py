@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import rmlora
@@ -205,6 +206,18 @@ def test_lower_precision_is_averaged_in_float32() -> None:
     found = rmlora.Ensemble(model, N)(**inputs).logits
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, singles.float().mean(0).bfloat16(), rtol=3e-2, atol=3e-2)
+
+
+def test_a_model_that_trains_on_repeated_batches_predicts_on_its_own() -> None:
+    tiny = MODELS["bert"]
+    torch.manual_seed(0)
+    model = get_peft_model(tiny.build(initializer_range=0.2), LoraConfig(r=4, init_lora_weights=False, **tiny.lora))
+    rmlora.attach_replicated(model, rmlora.lora_dropout(0.3, instances=3))
+    model.train()(**tiny.batch(3)).loss.backward()
+    inputs = inputs_of(tiny, 3)
+    found = rmlora.Ensemble(model, N)(**inputs).logits
+    own = torch.stack([single.logits for single in one_by_one(model.eval(), inputs, N)])
+    torch.testing.assert_close(found, own.mean(0), rtol=1e-5, atol=1e-5)
 
 
 def test_what_else_a_chain_does_stays() -> None:

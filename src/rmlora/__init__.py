@@ -12,9 +12,10 @@ from rmlora.combine import chain
 from rmlora.ensemble import Ensemble
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
-from rmlora.methods import METHODS, adalora, gm_lora, lora, r_lora, rm_lora, sora
+from rmlora.methods import METHODS, adalora, gm_lora, lora, lora_dropout, r_lora, rm_lora, sora
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
+from rmlora.replicate import attach_replicated, repeat_rows
 from rmlora.restrict import only
 from rmlora.transform import Transform
 from rmlora.transforms import (
@@ -47,13 +48,16 @@ __all__ = [
     "Transform",
     "adalora",
     "attach",
+    "attach_replicated",
     "attached",
     "chain",
     "export_pruned",
     "gm_lora",
     "lora",
+    "lora_dropout",
     "only",
     "r_lora",
+    "repeat_rows",
     "rm_lora",
     "schedules",
     "sora",

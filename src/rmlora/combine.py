@@ -43,6 +43,11 @@ class Chain(Transform):
         """The PEFT type that a link asks for; links that ask for none go with either."""
         return next((link.adapts for link in self.links if link.adapts != Transform.adapts), Transform.adapts)
 
+    @property
+    def instances(self) -> int:
+        """What the links ask for that ask for more than one."""
+        return max((link.instances for link in self.links), default=1)
+
     def suited_to(self, config: Any) -> Chain:
         """Suit every link."""
         return Chain(tuple(link.suited_to(config) for link in self.links))
@@ -175,7 +180,8 @@ def chain(*links: Transform) -> Chain:
         A transform.
 
     Raises:
-        MethodError: more than one link computes the step itself, or one is not a transform.
+        MethodError: more than one link computes the step itself, links average over different numbers of instances,
+            or one is not a transform.
 
     Example:
         >>> import rmlora
@@ -190,6 +196,9 @@ def chain(*links: Transform) -> Chain:
     owners = [type(link).__name__ for link in flat if link.owns_update]
     if len(owners) > 1:
         raise MethodError(f"only one link may compute the step itself, got {' and '.join(owners)}")
+    numbers = sorted({link.instances for link in flat} - {1})
+    if len(numbers) > 1:
+        raise MethodError(f"links of one chain average over one number of instances, got {numbers}; give all the same")
     return Chain(tuple(flat))
 
 

@@ -96,6 +96,8 @@ def fork_keys(keys: Tensor, num: int, first: int = 0) -> Tensor:
         >>> torch.equal(forked[:, 0], keys), torch.equal(forked[:, 1:], fork_keys(keys, 2, first=1))
         (True, True)
     """
+    if num == 1 and first == 0:
+        return keys.unsqueeze(1)
     words = torch.tensor([_mix_int(i) for i in range(first, first + num)], device=keys.device)
     return torch.stack([keys[:, :1].expand(-1, num), keys[:, 1:] ^ words], dim=2)
 

@@ -177,6 +177,10 @@ class Attached:
             folder = Path(whole) if self.adapter == "default" else Path(whole) / self.adapter
             return export_pruned(folder, output)
 
+    def restores(self, wrapper: Any) -> None:
+        """Let `detach` also restore what an entry point changed."""
+        self._wrapped.append(wrapper)
+
     def detach(self) -> None:
         """Fold into the live factors and leave a model that rmlora no longer touches.
 

@@ -43,6 +43,11 @@ class Only(Transform):
         """As the inner transform."""
         return self.inner.adapts
 
+    @property
+    def instances(self) -> int:
+        """As the inner transform."""
+        return self.inner.instances
+
     def suited_to(self, config: Any) -> Only:
         """Suit the inner transform."""
         return replace(self, inner=self.inner.suited_to(config))

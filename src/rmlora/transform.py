@@ -106,6 +106,11 @@ class Transform:
         """Whether its forward hooks draw anew for every instance, where `ctx.sampling` says so in evaluation too."""
         return False
 
+    @property
+    def instances(self) -> int:
+        """How many draws the loss of one batch is averaged over; more than one needs every batch repeated."""
+        return 1
+
     def hooks(self) -> frozenset[str]:
         """Names of the hooks that act; by default those that the class overrides."""
         return frozenset(name for name in HOOKS if getattr(type(self), name) is not getattr(Transform, name))

@@ -15,10 +15,8 @@ from rmlora.run.predict_run import Wanted, predict_run
 from rmlora.tasks.calibration import brier_score, expected_calibration_error
 from rmlora.train import train
 from tests import questions, runs
-from tests.dropping import know_dropout
 from tests.tasks import language_models
 
-know_dropout()
 DROPOUT: dict[str, Any] = {"method": "lora-dropout", "method_args": {"p": 0.3}}
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "train_eval_examples": 0, "lr": 1e-2, "save_every_epoch": False}
 

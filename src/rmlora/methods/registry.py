@@ -12,6 +12,7 @@ from rmlora.methods.adalora import adalora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.knobs import build_method
 from rmlora.methods.lora import lora
+from rmlora.methods.lora_dropout import lora_dropout
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
@@ -114,6 +115,13 @@ METHODS: dict[str, Method] = {
                 "zero_strength": "at threshold 0 its gates still learn",
                 "fast_path": "its gates act in the forward pass, which PEFT's own modules compute",
             },
+        ),
+        Method(
+            "lora-dropout",
+            "LoRA with random inputs of A and outputs of B left out, one mask per pass, over N instances",
+            lora_dropout,
+            zero={"p": 0.0},
+            excluded=_NO_MASK | {"fast_path": "its masks act in the forward pass, which PEFT's own modules compute"},
         ),
         Method(
             "adalora",

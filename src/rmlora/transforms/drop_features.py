@@ -34,6 +34,7 @@ def drop_features(x: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
         A new tensor of the shape of `x`.
 
     Example:
+        >>> import torch
         >>> drop_features(torch.ones(4, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor([[1., 0.],
                 [1., 0.],
@@ -41,14 +42,14 @@ def drop_features(x: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
                 [0., 1.]])
     """
     instances = mask.shape[0]
-    if instances == 1:
+    if instances == 1:  # also for x without any row dimension
         shape = [1] * x.dim()
         shape[dim] = -1
         return x * mask.to(x.dtype).view(shape)
-    stacked = x.unflatten(0, (instances, -1))
+    stacked = x.reshape(instances, x.shape[0] // instances, *x.shape[1:])
     shape = [1] * stacked.dim()
     shape[0], shape[dim] = instances, -1
-    return (stacked * mask.to(x.dtype).view(shape)).flatten(0, 1)
+    return (stacked * mask.to(x.dtype).view(shape)).reshape(x.shape)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class DropFeatures(Transform):
     Masks are hashes of (seed, step, micro-batch, instance, module): the same on every process, when a checkpointed
     block is recomputed, and in a run that is resumed.
 
-    With evaluation off, `model.eval()` and saved adapters stand for the mean of the masks: under "none" the update is
+    In evaluation, merged and saved, a model stands for the mean of the masks: under "none" the update is
     multiplied by `(1 - p)^2`, and folding multiplies B by it; under "inverted" the mean is B A itself.
 
     Attributes:
