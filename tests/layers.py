@@ -26,6 +26,7 @@ LAYERS: dict[str, Layer] = {
             "optimizers",
             "step_hooks",
             "gates",
+            "triplet_gates",
             "kept_rows",
             "siblings",
             "fast_layers",

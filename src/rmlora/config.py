@@ -141,6 +141,11 @@ class TrainingConfig(Section):
     warmup_steps: float = Field(default=0, ge=0, description="Steps of linear warm-up; below 1: share of all steps.")
     group_by_length: bool = Field(default=False, description="Batch texts of similar length: less padding, faster.")
     fast: bool = Field(default=True, description="Let linear layers take the fast path; false = PEFT's own forward.")
+    instance_chunk: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of a method with instances: how many at a time; default: all that can be stacked.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Autocast dtype; fp16 needs a GPU.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
     num_workers: int = Field(default=0, ge=0, description="Processes that prepare batches; 0 = the main one.")

@@ -193,11 +193,14 @@ class Attached:
         if not self.is_attached:
             raise AttachError("already detached; call rmlora.attach again to go on training by a method")
         warn_if_idle(self._binding)
-        folded = self.fold() if "fold" in self.method.hooks() and self.method.adapts == "LORA" else {}
+        is_folding = "fold" in self.method.hooks() and (self.method.adapts == "LORA" or self._binding.triplets)
+        folded = self.fold() if is_folding else {}
         with torch.no_grad():
             for pair in self._binding.pairs:
                 for parameter, value in zip(pair.parameters, folded.get(pair.name, ()), strict=False):
                     parameter.copy_(value.view_as(parameter))
+                if pair.E is not None and folded:
+                    pair.E.fill_(1.0)
         for wrapped in self._wrapped:
             wrapped.restore()
         for pair in self._binding.pairs:

@@ -17,6 +17,7 @@ from rmlora.optimizers import refuse_foreign_parameters
 from rmlora.pairs import Factors, Kept, Pair, Stack, stack_pairs
 from rmlora.siblings import Siblings
 from rmlora.transform import Context, ForwardContext, State
+from rmlora.triplet_gates import can_gate_triplets, close_triplet_gates, open_triplet_gates
 
 FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs"})
 
@@ -31,6 +32,7 @@ class LiveAdapter:
         step: optimizer steps completed.
         pairs: the pairs, in the model's order.
         gates: the gates (A, B) of every pair that calls modules.
+        triplets: AdaLoRA's pairs whose layers have gates, because the method acts in the forward pass.
         stacks: the same pairs, grouped by shape.
         masks: this step's masks, per stack.
         fast: the pairs whose layers may take the fast path.
@@ -59,6 +61,7 @@ class LiveAdapter:
         self.forward_hooks = method.hooks() & FORWARD_HOOKS
         self.pairs: list[Pair] = []
         self.gates: dict[Pair, tuple[Gate, Gate]] = {}
+        self.triplets: list[Pair] = []
         self.stacks: list[Stack] = []
         self.masks: list[KeptRows | None] = []
         self.fast: dict[Pair, FastPath] = {}
@@ -85,6 +88,9 @@ class LiveAdapter:
                 self.gates[pair] = open_gates(pair, self)
                 if self._wants_fast and can_be_fast(pair):
                     self.fast[pair] = open_fast(pair, self.gates[pair])
+            elif self.forward_hooks:
+                open_triplet_gates(pair, self)
+                self.triplets.append(pair)
             self.pairs.append(pair)
         for stack, factors in zip(stacks, begun, strict=True) if begun is not None else ():
             _write_factors(stack, factors)
@@ -99,6 +105,8 @@ class LiveAdapter:
             close_gates(pair)
         for pair in self.fast:
             close_fast(pair)
+        for pair in self.triplets:
+            close_triplet_gates(pair)
 
     @property
     def kept(self) -> list[Kept | None]:
@@ -225,7 +233,7 @@ def _write_factors(stack: Stack, factors: Factors) -> None:
 
 def _refuse_other_forward(pair: Pair) -> None:
     """Raise where hooks in the forward pass could not act."""
-    if not can_gate(pair):
+    if not can_gate(pair) and not can_gate_triplets(pair):
         raise AttachError(
             f"{pair.name} ({type(pair.layer).__name__}) does not call modules for A and B, and this method acts in "
             "the forward pass; leave the module out of target_modules"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import set_peft_model_state_dict
 from peft.tuners.adalora import AdaLoraModel
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,15 @@ from rmlora.combine import Chain
 from rmlora.errors import AttachError, RmloraWarning, StateError
 from rmlora.pairs import Pair
 from rmlora.prune_export import plain_form
-from rmlora.saving import ADAPTER_FILE, STATE_FILE, LoadAdapter, SavePretrained, read_lost_state, write_lost_state
+from rmlora.saving import (
+    ADAPTER_FILE,
+    STATE_FILE,
+    FoldedDelta,
+    LoadAdapter,
+    SavePretrained,
+    read_lost_state,
+    write_lost_state,
+)
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -103,8 +112,24 @@ class SaveTriplets(SavePretrained):
         return result
 
     def _folded(self) -> dict[str, Tensor]:
-        """Nothing: the plain form is made from what PEFT wrote."""
-        return {}
+        """Nothing where the plain form of what PEFT writes has the outputs; else folded factors, and values of one."""
+        if not self.binding.forward_hooks:
+            return {}
+        paths = {id(module): name for name, module in self.model.named_modules()}
+        folded: dict[str, Tensor] = {}
+        for stack, factors in zip(self.binding.stacks, self.binding.fold(), strict=True):
+            for row, pair in enumerate(stack.pairs):
+                values = {"A": factors.A[row], "B": factors.B[row], "E": torch.ones(pair.r, 1)}
+                folded |= {f"{paths[id(pair.layer)]}.lora_{side}.{pair.adapter}": v for side, v in values.items()}
+        return folded
+
+
+class FoldedTriplets(FoldedDelta):
+    """A layer's `get_delta_weight` that merges what the method's forward pass gives; folded A holds the values."""
+
+    def _folded(self) -> list[tuple[nn.Parameter, Tensor]]:
+        E = self.pair.E
+        return super()._folded() + ([] if E is None else [(E, torch.ones_like(E))])
 
 
 class LoadTriplets(LoadAdapter):

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmlora.config import RunConfig
+from rmlora.config import RunConfig, TrainingConfig
 from rmlora.errors import ConfigError
+from rmlora.handle import Attached
 from rmlora.methods import Method
 from rmlora.pairs import Pair
 from rmlora.run.arguments import training_arguments
@@ -24,6 +25,7 @@ from rmlora.run.folder import RunFolder
 from rmlora.run.sources import Sources
 from rmlora.tasks.data import TaskData
 from rmlora.tasks.metrics import choose_metric
+from rmlora.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,6 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     Raises:
         RmloraError: whatever would stop the run later; nothing has been written.
     """
-    from rmlora import attach
     from rmlora.adapting import add_adapter
     from rmlora.run.triplet_config import add_triplets
 
@@ -144,7 +145,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
         num_steps = config.training.epochs * _steps_per_epoch(config, len(encoded["train"]))
         is_triplets = method.adapts == "ADALORA"
         model = add_triplets(loaded, config, transform, num_steps) if is_triplets else add_adapter(loaded, config)
-        handle = attach(model, transform, seed=config.training.seed, fast=config.training.fast)
+        handle = _attach(config.training, model, transform)
     return Plan(
         config=config,
         method=method,
@@ -210,6 +211,13 @@ def _steps_per_epoch(config: RunConfig, num_examples: int) -> int:
     """Optimizer steps per epoch on one device."""
     training = config.training
     return math.ceil(math.ceil(num_examples / training.batch_size) / training.gradient_accumulation_steps)
+
+
+def _attach(training: TrainingConfig, model: nn.Module, transform: Transform) -> Attached:
+    from rmlora import attach_replicated
+
+    chunk = training.instance_chunk
+    return attach_replicated(model, transform, chunk=chunk, seed=training.seed, fast=training.fast)
 
 
 def _seed(seed: int) -> None:
