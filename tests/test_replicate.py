@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -15,6 +16,7 @@ from tests import test_frameworks as frameworks
 from tests import tiny, toys
 
 METHOD = rmlora.chain(rmlora.rm_lora(weight=1e-2, directions=2), rmlora.lora_dropout(0.3, instances=3))
+PROBLEM = "single_label_classification"
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -271,6 +273,26 @@ def test_outputs_of_every_form_are_joined(kind, chunk):
     if kind == "tuple":
         assert output[2][0] == "name"
         assert torch.equal(output[2][1], batch["y"])
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_compiled_model_ends_at_the_weights_of_eager_mode_and_is_not_compiled_at_every_step(chunk):
+    ends, graphs = [], []
+    for is_compiled in (False, True):
+        torch._dynamo.reset()
+        model = tiny.adapted("bert", base=NO_DROPOUT | {"num_hidden_layers": 1, "problem_type": PROBLEM}).train()
+        rmlora.attach_replicated(model, rmlora.lora_dropout(0.3, instances=2), chunk=chunk)
+        counter, optimizer = CompileCounterWithBackend("aot_eager"), tiny.adamw(model)
+        forward = torch.compile(model, backend=counter) if is_compiled else model
+        for step in range(6):
+            forward(**tiny.inputs("bert", seed=step)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            graphs.append(counter.frame_count)
+        ends.append(tiny.learnt(model))
+    torch._dynamo.reset()
+    assert tiny.distance(*ends) <= 1e-6
+    assert 0 < graphs[-1] == graphs[-3], graphs
 
 
 def test_label_smoothing_of_the_trainer_is_refused(tmp_path):

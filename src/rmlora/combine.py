@@ -46,7 +46,7 @@ class Chain(Transform):
     @property
     def instances(self) -> int:
         """What the links ask for that ask for more than one."""
-        return max((link.instances for link in self.links), default=1)
+        return max([1, *(link.instances for link in self.links)])
 
     def suited_to(self, config: Any) -> Chain:
         """Suit every link."""

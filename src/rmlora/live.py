@@ -176,8 +176,9 @@ class LiveAdapter:
         return state, ctx
 
     def count_forward(self, module: nn.Module, args: Any) -> None:
-        """Count a training forward pass of the whole model; a hook of the root."""
-        if module.training and torch.is_grad_enabled():
+        """Count a training forward pass of the whole model, unless backward recomputes it; a hook of the root."""
+        is_recomputed = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if module.training and torch.is_grad_enabled() and not is_recomputed:
             self.microbatch += 1
             self._drop_stale_gradients()
 

@@ -83,6 +83,7 @@ class ReplicatedForward:
         if self.model.__dict__.get("forward") is self:
             del self.model.__dict__["forward"]
 
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator,no-untyped-call]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute all instances in training; anything else is passed on."""
         num = self.binding.method.instances
@@ -113,6 +114,7 @@ class ReplicatedForward:
             )
         return _join(outputs, counts, rows, is_inside)
 
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator,no-untyped-call]
     def _compute(self, first: int, count: int, rows: int, args: Any, kwargs: Any) -> Any:
         # Numbers stay set until the next pass: blocks that are recomputed inside need them in backward.
         self.binding.instance, self.binding.instances = first, count
@@ -126,7 +128,7 @@ class ReplicatedForward:
         """Return how many instances to hold at a time, after making sure once that they can be stacked."""
         num = self.binding.method.instances
         size = num if self.chunk is None else min(self.chunk, num)
-        if size == 1 or self.is_checked or not self.binding.forward_hooks or torch.compiler.is_compiling():
+        if size == 1 or self.is_checked or not self.binding.forward_hooks:
             return size
         shared = self._find_shared(rows, args, kwargs)
         self.is_checked = True
@@ -140,6 +142,7 @@ class ReplicatedForward:
         self.chunk = 1
         return 1
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _find_shared(self, rows: int, args: Any, kwargs: Any) -> str | None:
         """Name a module whose input is not two equal halves when the batch is twice the same; None if there is none."""

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import rmlora
 from rmlora.errors import AttachError, MethodError
@@ -194,6 +195,22 @@ def test_masks_replay_in_checkpointed_blocks(is_reentrant, instances, chunk):
         tiny.train(model, "bert", tiny.adamw(model), range(3))
         ends.append(tiny.learnt(model))
     assert tiny.distance(*ends) <= 1e-9
+
+
+def test_a_checkpoint_around_the_whole_model_replays_and_counts_no_pass_of_its_own():
+    ends = []
+    for is_checkpointed in (False, True):
+        model = toys.make_model(dropout=0.0)
+        rmlora.attach(model, rmlora.lora_dropout(0.4))
+        optimizer = toys.make_optimizer(model)
+        for step in range(3):
+            for x, y in micro_batches(step):
+                logits = checkpoint(model, x, use_reentrant=False) if is_checkpointed else model(x)
+                nn.functional.cross_entropy(logits, y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(toys.weights(model))
+    toys.assert_equal_weights(*ends)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from rmlora.draws import fork_keys, hash_scores
@@ -34,7 +35,6 @@ def drop_features(x: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
         A new tensor of the shape of `x`.
 
     Example:
-        >>> import torch
         >>> drop_features(torch.ones(4, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor([[1., 0.],
                 [1., 0.],
@@ -135,7 +135,13 @@ class DropFeatures(Transform):
                 f"{ctx.name} got an input of shape {tuple(x.shape)}, whose rows are not {ctx.instances} instances of "
                 "the batch; compute one instance at a time: attach_replicated(..., chunk=1)"
             )
-        keys = fork_keys(ctx.key, ctx.instances, ctx.instance)[0].to(x.device)
-        scores = hash_scores(keys, x.shape[ctx.dim], ctx.seed, ctx.step, ctx.microbatch, _STREAM, _SIDES[side])
-        mask = (scores >= round(self.p * 2**32)).to(x.dtype)
+        mask = _draw_mask(ctx, x.shape[ctx.dim], self.p, _SIDES[side]).to(device=x.device, dtype=x.dtype)
         return drop_features(x, mask if self.rescale == "none" else mask / (1.0 - self.p), ctx.dim)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _draw_mask(ctx: ForwardContext, num: int, p: float, side: int) -> Tensor:
+    """Boolean `(instances, num)`: what is kept. Not compiled: the step would be a constant of the graph."""
+    keys = fork_keys(ctx.key, ctx.instances, ctx.instance)[0]
+    scores = hash_scores(keys, num, ctx.seed, ctx.step, ctx.microbatch, _STREAM, side)
+    return scores >= round(p * 2**32)
