@@ -18,7 +18,7 @@ from rmlora.live import FORWARD_HOOKS
 from rmlora.pairs import find_pairs
 from rmlora.saving import FoldedDelta, watch_saving
 from rmlora.transform import Transform
-from rmlora.triplets import FoldedTriplets, LoadTriplets, SaveTriplets, drive_models, suited
+from rmlora.triplets import LoadTriplets, SaveTriplets, drive_models, suited
 
 
 def attach(
@@ -88,8 +88,7 @@ def attach(
     is_triplets = method.adapts == "ADALORA"
     wrapped: list[Any] = list(watch_saving(model, binding, (SaveTriplets, LoadTriplets) if is_triplets else None))
     if is_triplets:
-        wrapped += drive_models(model)
-        wrapped += [FoldedTriplets(pair, binding) for pair in binding.triplets]
+        wrapped += drive_models(model, binding)
     elif "fold" in method.hooks():
         wrapped += [FoldedDelta(pair, binding) for pair in pairs]
     if method.hooks() & FORWARD_HOOKS:

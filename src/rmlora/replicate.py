@@ -14,10 +14,7 @@ from rmlora.attach import attach
 from rmlora.binding import Binding
 from rmlora.errors import AttachError, MethodError
 from rmlora.handle import Attached
-from rmlora.transform import Transform
-
-PROVIDED = "replicated batches"
-"""What `attach_replicated` provides; see `Transform.needs`."""
+from rmlora.transform import REPLICATED, Transform
 
 _LEFT_ALONE = ("cache_position",)
 _COUNTS = ("num_items_in_batch",)
@@ -205,7 +202,7 @@ def attach_replicated(
     """
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise MethodError(f"chunk={chunk}; it must be a whole number of instances >= 1, or None for all")
-    handle = attach(model, method, provides={PROVIDED}, **settings)
+    handle = attach(model, method, provides={REPLICATED}, **settings)
     handle.restores(ReplicatedForward(model, handle._binding, chunk, outside_loss))
     return handle
 

@@ -24,6 +24,9 @@ A tensor that requires a gradient is a leaf: backward accumulates into its `.gra
 Moments = tuple[dict[str, Factors], ...]
 """The optimizer's per-element state of the pairs (`exp_avg`, ...): one dict per stack."""
 
+REPLICATED = "replicated batches"
+"""What a method with several instances needs: every batch repeated, once for each."""
+
 HOOKS = ("begin", "inputs", "ranks", "outputs", "keep", "grads", "project", "fold")
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rmlora.analysis.folder import open_adapter
+from rmlora.binding import Binding
 from rmlora.combine import Chain
 from rmlora.errors import AttachError, RmloraWarning, StateError
 from rmlora.pairs import Pair
@@ -67,9 +68,10 @@ class Drive:
         self.model.__class__ = AdaLoraModel
 
 
-def drive_models(model: nn.Module) -> list[Drive]:
-    """Swap the class of every AdaLoRA model inside `model`."""
-    return [Drive(module) for module in model.modules() if type(module) is AdaLoraModel]
+def drive_models(model: nn.Module, binding: Binding) -> list[Drive | FoldedTriplets]:
+    """Swap the class of every AdaLoRA model inside `model`, and merge what forward hooks give where there are some."""
+    driven = [Drive(module) for module in model.modules() if type(module) is AdaLoraModel]
+    return [*driven, *(FoldedTriplets(pair, binding) for pair in binding.triplets)]
 
 
 def suited(method: Chain, model: nn.Module, pairs: Sequence[Pair]) -> Chain:

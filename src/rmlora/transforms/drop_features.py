@@ -12,12 +12,9 @@ from torch import Tensor
 from rmlora.draws import fork_keys, hash_scores
 from rmlora.errors import AttachError, MethodError
 from rmlora.pairs import Factors, Stack
-from rmlora.transform import ForwardContext, State, Transform
+from rmlora.transform import REPLICATED, ForwardContext, State, Transform
 
 Rescale = Literal["none", "inverted"]
-
-REPLICATED = "replicated batches"
-"""What a link with several instances needs of its entry point: every batch repeated, once for each."""
 
 _STREAM = 0x64726F70
 _SIDES = {"inputs": 0, "outputs": 1}
