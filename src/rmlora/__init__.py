@@ -10,6 +10,7 @@ from rmlora import schedules
 from rmlora.attach import attach, attached
 from rmlora.axes import MaskedAxes, mask_axes
 from rmlora.combine import chain
+from rmlora.ensemble import Ensemble
 from rmlora.errors import RmloraError, RmloraWarning
 from rmlora.handle import Attached
 from rmlora.leading_export import export_leading
@@ -24,6 +25,7 @@ from rmlora.methods import (
     dylora,
     gm_lora,
     lora,
+    lora_dropout,
     lora_plus,
     lora_rite,
     polar,
@@ -38,6 +40,7 @@ from rmlora.methods import (
 )
 from rmlora.peft_config import RMLoraConfig
 from rmlora.prune_export import PrunedAdapter, export_pruned
+from rmlora.replicate import attach_replicated, repeat_rows
 from rmlora.restrict import only
 from rmlora.transform import Transform
 from rmlora.transforms import (
@@ -48,6 +51,7 @@ from rmlora.transforms import (
     ChainSketches,
     ClipByGlobalNorm,
     DrawRank,
+    DropFeatures,
     FreezeHead,
     GateDirections,
     GenerateFactors,
@@ -77,6 +81,8 @@ __all__ = [
     "ChainSketches",
     "ClipByGlobalNorm",
     "DrawRank",
+    "DropFeatures",
+    "Ensemble",
     "FreezeHead",
     "GateDirections",
     "GenerateFactors",
@@ -100,6 +106,7 @@ __all__ = [
     "TwoPartBatches",
     "adalora",
     "attach",
+    "attach_replicated",
     "attached",
     "beamlora",
     "bilora",
@@ -113,6 +120,7 @@ __all__ = [
     "gm_lora",
     "linear_ranks",
     "lora",
+    "lora_dropout",
     "lora_plus",
     "lora_rite",
     "mask_axes",
@@ -121,6 +129,7 @@ __all__ = [
     "prilora",
     "r_lora",
     "rac_lora",
+    "repeat_rows",
     "replora",
     "rm_lora",
     "schedules",

@@ -90,11 +90,12 @@ def attach(
 def _wrap(model: nn.Module, binding: Binding) -> list[Any]:
     """Wrap what saves, loads, merges and counts; each can be restored."""
     method = binding.method
-    if method.adapts == "ADALORA":
-        return [*watch_saving(model, binding, (SaveTriplets, LoadTriplets)), *drive_models(model)]
+    is_triplets = method.adapts == "ADALORA"
     wider = (SaveWider, LoadBeside) if "blocks" in method.hooks() else None
-    wrapped: list[Any] = list(watch_saving(model, binding, wider))
-    if "fold" in method.hooks():
+    wrapped: list[Any] = list(watch_saving(model, binding, (SaveTriplets, LoadTriplets) if is_triplets else wider))
+    if is_triplets:
+        wrapped += drive_models(model, binding)
+    elif "fold" in method.hooks():
         wrapped += [FoldedDelta(pair, binding) for pair in binding.pairs]
     if method.hooks() & FORWARD_HOOKS:
         hook = model.register_forward_pre_hook(binding.count_forward)

@@ -202,7 +202,7 @@ class Binding(LiveAdapter):
         if (
             counters is not None
             and counters != (self.step, self.seed)
-            and self.gates  # elsewhere masks act at the step only, and are drawn anew for it
+            and (self.gates or self.triplets)  # elsewhere masks act at the step only, and are drawn anew for it
             and self.method.hooks() & (FORWARD_HOOKS | {"keep"})
         ):
             raise StateError(

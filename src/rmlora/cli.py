@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmlora.commands import bench, compare, report, reproduce
+from rmlora.commands import bench, compare, predict, report, reproduce
 from rmlora.errors import ConfigError, RmloraError
 
 app = typer.Typer(
@@ -239,7 +239,7 @@ def demo(
     run_demo(output, seeds, Console())
 
 
-for command in (bench, compare, report, reproduce):
+for command in (bench, compare, predict, report, reproduce):
     command.add(app)
 
 

@@ -30,6 +30,11 @@ class Chain(Transform):
         return any(link.owns_update for link in self.links)
 
     @property
+    def samples(self) -> bool:
+        """Whether any link does."""
+        return any(link.samples for link in self.links)
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """All that its links need beyond being attached."""
         return frozenset().union(*(link.needs for link in self.links))
@@ -38,6 +43,11 @@ class Chain(Transform):
     def adapts(self) -> str:  # type: ignore[override]
         """The PEFT type that a link asks for; links that ask for none go with either."""
         return next((link.adapts for link in self.links if link.adapts != Transform.adapts), Transform.adapts)
+
+    @property
+    def instances(self) -> int:
+        """What the links ask for that ask for more than one."""
+        return max([1, *(link.instances for link in self.links)])
 
     def suited_to(self, config: Any) -> Chain:
         """Suit every link."""
@@ -215,7 +225,8 @@ def chain(*links: Transform) -> Chain:
 
     Raises:
         MethodError: more than one link computes the step itself, one changes gradients after such a link has read
-            them, one masks directions that another mixes, or one is not a transform.
+            them, one masks directions that another mixes, links average over different numbers of instances, or one
+            is not a transform.
 
     Example:
         >>> import rmlora
@@ -231,6 +242,9 @@ def chain(*links: Transform) -> Chain:
     if len(owners) > 1:
         raise MethodError(f"only one link may compute the step itself, got {' and '.join(owners)}")
     _refuse_unsuited(flat)
+    numbers = sorted({link.instances for link in flat} - {1})
+    if len(numbers) > 1:
+        raise MethodError(f"links of one chain average over one number of instances, got {numbers}; give all the same")
     return Chain(tuple(flat))
 
 

@@ -149,6 +149,11 @@ class TrainingConfig(Section):
     warmup_steps: float = Field(default=0, ge=0, description="Steps of linear warm-up; below 1: share of all steps.")
     group_by_length: bool = Field(default=False, description="Batch texts of similar length: less padding, faster.")
     fast: bool = Field(default=True, description="Let linear layers take the fast path; false = PEFT's own forward.")
+    instance_chunk: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of a method with instances: how many at a time; default: all that can be stacked.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Autocast dtype; fp16 needs a GPU.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
     num_workers: int = Field(default=0, ge=0, description="Processes that prepare batches; 0 = the main one.")
@@ -179,6 +184,18 @@ class GenerationSettings(Section):
     )
 
 
+class EvaluationSettings(Section):
+    """What is evaluated at the end, beside the model itself."""
+
+    ensemble: int = Field(
+        default=0, ge=0, description="Instances averaged at the end, of a method that drops at random; 0 = none."
+    )
+    average: Literal["logits", "probabilities"] = Field(
+        default="logits", description="What of the instances is averaged: outputs, or the distributions they stand for."
+    )
+    chunk: int | None = Field(default=None, ge=1, description="Instances computed at a time; default: all.")
+
+
 class RunConfig(Section):
     """One training run of rmlora, completely."""
 
@@ -200,6 +217,9 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description=str(TrainingConfig.__doc__))
     generation: GenerationSettings = Field(
         default_factory=GenerationSettings, description=str(GenerationSettings.__doc__)
+    )
+    evaluation: EvaluationSettings = Field(
+        default_factory=EvaluationSettings, description=str(EvaluationSettings.__doc__)
     )
     output: str | None = Field(default=None, description="Folder of the results; default: runs/<what was run>.")
     trust_remote_code: bool = Field(
@@ -228,6 +248,6 @@ def section_names() -> list[str]:
 
     Example:
         >>> section_names()
-        ['answers', 'data', 'generation', 'head', 'lora', 'training']
+        ['answers', 'data', 'evaluation', 'generation', 'head', 'lora', 'training']
     """
     return sorted({name.split(".")[0] for name in setting_names() if "." in name})

@@ -105,6 +105,29 @@ def draw_directions(keys: Tensor, r: int, count: int, *counters: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
 
 
+def fork_keys(keys: Tensor, num: int, first: int = 0) -> Tensor:
+    """Give each pair a key of its own for every instance: number `first` and the `num - 1` that follow.
+
+    Args:
+        keys: int64 `(n, 2)`, two 32-bit words for each pair.
+        num: how many instances.
+        first: number of the first one, >= 0; instance 0 has the pair's own key.
+
+    Returns:
+        int64 `(n, num, 2)` on the device of `keys`.
+
+    Example:
+        >>> keys = torch.tensor([[1, 2]])
+        >>> forked = fork_keys(keys, 3)
+        >>> torch.equal(forked[:, 0], keys), torch.equal(forked[:, 1:], fork_keys(keys, 2, first=1))
+        (True, True)
+    """
+    if num == 1 and first == 0:
+        return keys.unsqueeze(1)
+    words = torch.tensor([_mix_int(i) for i in range(first, first + num)], device=keys.device)
+    return torch.stack([keys[:, :1].expand(-1, num), keys[:, 1:] ^ words], dim=2)
+
+
 def _multiply(x: Tensor, factor: int) -> Tensor:
     # Two partial products, of which neither exceeds 2^48, so int64 never overflows; what the word drops is left out.
     return torch.add(x * (factor & 0xFFFF), x & 0xFFFF, alpha=factor & 0xFFFF0000) & _WORD

@@ -201,6 +201,10 @@ class Attached:
         self._model.save_pretrained(folder, selected_adapters=[self.adapter])  # type: ignore[operator]
         return folder if self.adapter == "default" else folder / self.adapter
 
+    def restores(self, wrapper: Any) -> None:
+        """Let `detach` also restore what an entry point changed."""
+        self._wrapped.append(wrapper)
+
     def detach(self) -> None:
         """Fold into the live factors and leave a model that rmlora no longer touches.
 
@@ -213,7 +217,8 @@ class Attached:
         """
         if not self.is_attached:
             raise AttachError("already detached; call rmlora.attach again to go on training by a method")
-        folded = self.fold() if "fold" in self.method.hooks() and self.method.adapts == "LORA" else {}
+        is_folding = "fold" in self.method.hooks() and (self.method.adapts == "LORA" or self._binding.triplets)
+        folded = self.fold() if is_folding else {}
         for pair in self._binding.pairs if folded else ():
             _refuse_wider(pair, len(folded[pair.name][0]))
         warn_if_idle(self._binding)
@@ -221,6 +226,8 @@ class Attached:
             for pair in self._binding.pairs:
                 for parameter, value in zip(pair.parameters, folded.get(pair.name, ()), strict=False):
                     parameter.copy_(value.view_as(parameter))
+                if pair.E is not None and folded:
+                    pair.E.fill_(1.0)
         for wrapped in self._wrapped:
             wrapped.restore()
         for pair in self._binding.pairs:

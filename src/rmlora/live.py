@@ -18,6 +18,7 @@ from rmlora.pairs import Factors, Kept, Pair, Stack
 from rmlora.siblings import Siblings
 from rmlora.stacking import stack_pairs
 from rmlora.transform import Context, ForwardContext, Rows, State
+from rmlora.triplet_gates import can_gate_triplets, close_triplet_gates, open_triplet_gates
 
 FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs", "blocks"})
 
@@ -32,6 +33,7 @@ class LiveAdapter:
         step: optimizer steps completed.
         pairs: the pairs, in the model's order.
         gates: the gates (A, B) of every pair that calls modules.
+        triplets: AdaLoRA's pairs whose layers have gates, because the method acts in the forward pass.
         stacks: the same pairs, grouped by shape.
         masks: this step's masks, per stack.
         fast: the pairs whose layers may take the fast path.
@@ -40,7 +42,9 @@ class LiveAdapter:
         forward_hooks: the hooks of the method that act in the forward pass.
         located: whether the first training forward has looked for the optimizer.
         microbatch: training forward passes since the last optimizer step.
-        instance: which of several passes over a batch this is; set by entry points that replicate it.
+        instance: number of the instance that a pass begins with; set by entry points that replicate the batch.
+        instances: how many instances a pass stacks along the first dimension; set likewise.
+        sampling: whether forward hooks draw although not training; set by entry points that average draws.
     """
 
     def __init__(
@@ -53,9 +57,12 @@ class LiveAdapter:
         self.located = False
         self.microbatch = 0
         self.instance = 0
+        self.instances = 1
+        self.sampling = False
         self.forward_hooks = method.hooks() & FORWARD_HOOKS
         self.pairs: list[Pair] = []
         self.gates: dict[Pair, tuple[Gate, Gate]] = {}
+        self.triplets: list[Pair] = []
         self.stacks: list[Stack] = []
         self.masks: list[KeptRows | None] = []
         self.fast: dict[Pair, FastPath] = {}
@@ -82,6 +89,9 @@ class LiveAdapter:
                 self.gates[pair] = open_gates(pair, self)
                 if self._wants_fast and can_be_fast(pair):
                     self.fast[pair] = open_fast(pair, self.gates[pair])
+            elif self.forward_hooks:
+                open_triplet_gates(pair, self)
+                self.triplets.append(pair)
             self.pairs.append(pair)
         for stack, factors in zip(stacks, begun, strict=True) if begun is not None else ():
             _write_factors(stack, factors)
@@ -96,6 +106,8 @@ class LiveAdapter:
             close_gates(pair)
         for pair in self.fast:
             close_fast(pair)
+        for pair in self.triplets:
+            close_triplet_gates(pair)
 
     @property
     def kept(self) -> list[Kept | None]:
@@ -164,12 +176,15 @@ class LiveAdapter:
             self.instance,
             module.training,
             -1 - len(getattr(module, "kernel_size", ())),
+            self.instances,
+            self.sampling,
         )
         return state, ctx
 
     def count_forward(self, module: nn.Module, args: Any) -> None:
-        """Count a training forward pass of the whole model; a hook of the root."""
-        if module.training and torch.is_grad_enabled():
+        """Count a training forward pass of the whole model, unless backward recomputes it; a hook of the root."""
+        is_recomputed = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if module.training and torch.is_grad_enabled() and not is_recomputed:
             self.microbatch += 1
             self._drop_stale_gradients()
 
@@ -225,7 +240,7 @@ def _write_factors(stack: Stack, factors: Factors) -> None:
 
 def _refuse_other_forward(pair: Pair) -> None:
     """Raise where hooks in the forward pass could not act."""
-    if not can_gate(pair):
+    if not can_gate(pair) and not can_gate_triplets(pair):
         raise AttachError(
             f"{pair.name} ({type(pair.layer).__name__}) does not call modules for A and B, and this method acts in "
             "the forward pass; leave the module out of target_modules"

@@ -29,6 +29,11 @@ class Only(Transform):
     inner: Transform
 
     @property
+    def samples(self) -> bool:
+        """Whether the inner transform does."""
+        return self.inner.samples
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """As the inner transform."""
         return self.inner.needs
@@ -47,6 +52,11 @@ class Only(Transform):
     def masks_directions(self) -> bool:
         """As the inner transform."""
         return self.inner.masks_directions
+
+    @property
+    def instances(self) -> int:
+        """As the inner transform."""
+        return self.inner.instances
 
     def suited_to(self, config: Any) -> Only:
         """Suit the inner transform."""

@@ -203,20 +203,22 @@ class FoldedDelta:
         """Return s B A of the folded factors."""
         if adapter != self.pair.adapter:
             return self.__wrapped__(adapter)  # type: ignore[operator,no-any-return]
-        parameters = self.pair.parameters
-        live = [parameter.data for parameter in parameters]
-        folded = self._factors()
+        folded = self._folded()
+        live = [parameter.data for parameter, _ in folded]
         try:
-            for parameter, value in zip(parameters, in_their_shapes(self.pair, folded), strict=True):
+            for parameter, value in folded:
                 parameter.data = value
             return self.__wrapped__(adapter)  # type: ignore[operator,no-any-return]
         finally:
-            for parameter, data in zip(parameters, live, strict=True):
+            for (parameter, _), data in zip(folded, live, strict=True):
                 parameter.data = data
 
     def restore(self) -> None:
         """Give the layer its own method back."""
         self.pair.layer.__dict__.pop("get_delta_weight", None)
+
+    def _folded(self) -> list[tuple[nn.Parameter, Tensor]]:
+        return list(zip(self.pair.parameters, in_their_shapes(self.pair, self._factors()), strict=True))
 
     def _factors(self) -> Factors:
         for stack, factors in zip(self.binding.stacks, self.binding.fold(), strict=True):

@@ -15,11 +15,13 @@ from rmlora.files import write_text
 from rmlora.run.card import write_card
 from rmlora.run.choice import complete
 from rmlora.run.curves import plot_curves
+from rmlora.run.ensemble import evaluate_ensemble
 from rmlora.run.environment import continue_environment, describe_environment
 from rmlora.run.folder import RunFolder, check_folder, checkpoint_step, open_folder
 from rmlora.run.generation import write_generated
 from rmlora.run.inference import count_inference
 from rmlora.run.plan import Plan, make_plan
+from rmlora.run.predictions import kept_reliability
 from rmlora.run.progress import ShowProgress
 from rmlora.run.record import RecordEpochs, best_row
 from rmlora.run.show import show_header, show_plan, show_result
@@ -115,9 +117,10 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         plan.handle.bind(trainer.optimizer)  # with nothing left to train no forward pass has looked for it
     if not plan.arguments.should_save:
         return {}
-    result = _summarise(plan, folder, trainer.state.global_step, time.monotonic() - begun)
+    result = _summarise(plan, folder, trainer.state.global_step, time.monotonic() - begun) | kept_reliability(folder)
     result["files"] = save_weights(plan, initial, folder.path)
     result["parameters"] |= count_inference(folder.path, plan.counts)
+    result |= evaluate_ensemble(plan, folder, result["steps"])
     if plan.config.task == "causal-lm":
         result |= write_generated(plan, folder)
     model = "/".join(Path(plan.config.model).parts[-2:])

@@ -29,6 +29,9 @@ Rows = tuple[Tensor, Tensor]
 
 HOOKS = ("begin", "inputs", "ranks", "outputs", "blocks", "keep", "adds", "grads", "project", "fold")
 
+REPLICATED = "replicated batches"
+"""What a method with several instances needs: every batch repeated, once for each."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -72,9 +75,12 @@ class ForwardContext:
         key: int64 `(1, 2)`, the pair's words for `rmlora.draws`.
         microbatch: training forward passes since the last optimizer step; the same when a checkpointed block is
             recomputed, and never the process rank.
-        instance: which of several passes over the same batch this is; 0 unless an entry point counts them.
+        instance: number of the instance that this pass begins with; 0 unless an entry point counts them.
         training: whether the module is in training mode.
         dim: the dimension of x that holds features or directions: -1, or that of a convolution's channels.
+        instances: how many instances of the batch are stacked in this pass, along the first dimension of x: the first
+            `1 / instances` of its rows belong to `instance`, the next to `instance + 1`, and so on.
+        sampling: whether to draw although not training, for an ensemble of draws.
     """
 
     name: str
@@ -85,6 +91,8 @@ class ForwardContext:
     instance: int
     training: bool
     dim: int = -1
+    instances: int = 1
+    sampling: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,16 @@ class Transform:
     gathers: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()
     adapts: ClassVar[str] = "LORA"
+
+    @property
+    def samples(self) -> bool:
+        """Whether its forward hooks draw anew for every instance, where `ctx.sampling` says so in evaluation too."""
+        return False
+
+    @property
+    def instances(self) -> int:
+        """How many draws the loss of one batch is averaged over; more than one needs every batch repeated."""
+        return 1
 
     def hooks(self) -> frozenset[str]:
         """Names of the hooks that act; by default those that the class overrides."""

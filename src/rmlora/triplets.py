@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.tuners.adalora import AdaLoraModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rmlora.analysis.folder import open_adapter
+from rmlora.binding import Binding
 from rmlora.combine import Chain
 from rmlora.errors import AttachError, RmloraWarning, StateError
 from rmlora.pairs import Pair
 from rmlora.prune_export import plain_form
-from rmlora.saving import ADAPTER_FILE, STATE_FILE, write_lost_state
+from rmlora.saving import ADAPTER_FILE, STATE_FILE, FoldedDelta, write_lost_state
 from rmlora.staged_saving import LoadBeside, SaveStaged, write_config
 
 
@@ -53,9 +55,10 @@ class Drive:
         self.model.__class__ = AdaLoraModel
 
 
-def drive_models(model: nn.Module) -> list[Drive]:
-    """Swap the class of every AdaLoRA model inside `model`."""
-    return [Drive(module) for module in model.modules() if type(module) is AdaLoraModel]
+def drive_models(model: nn.Module, binding: Binding) -> list[Drive | FoldedTriplets]:
+    """Swap the class of every AdaLoRA model inside `model`, and merge what forward hooks give where there are some."""
+    driven = [Drive(module) for module in model.modules() if type(module) is AdaLoraModel]
+    return [*driven, *(FoldedTriplets(pair, binding) for pair in binding.triplets)]
 
 
 def suited(method: Chain, model: nn.Module, pairs: Sequence[Pair]) -> Chain:
@@ -85,8 +88,24 @@ class SaveTriplets(SaveStaged):
         write_lost_state(self.binding, folder)
 
     def _folded(self) -> dict[str, Tensor]:
-        """Nothing: the plain form is made from what PEFT wrote."""
-        return {}
+        """Nothing where the plain form of what PEFT writes has the outputs; else folded factors, and values of one."""
+        if not self.binding.forward_hooks:
+            return {}
+        paths = {id(module): name for name, module in self.model.named_modules()}
+        folded: dict[str, Tensor] = {}
+        for stack, factors in zip(self.binding.stacks, self.binding.fold(), strict=True):
+            for row, pair in enumerate(stack.pairs):
+                values = {"A": factors.A[row], "B": factors.B[row], "E": torch.ones(pair.r, 1)}
+                folded |= {f"{paths[id(pair.layer)]}.lora_{side}.{pair.adapter}": v for side, v in values.items()}
+        return folded
+
+
+class FoldedTriplets(FoldedDelta):
+    """A layer's `get_delta_weight` that merges what the method's forward pass gives; folded A holds the values."""
+
+    def _folded(self) -> list[tuple[nn.Parameter, Tensor]]:
+        E = self.pair.E
+        return super()._folded() + ([] if E is None else [(E, torch.ones_like(E))])
 
 
 class LoadTriplets(LoadBeside):

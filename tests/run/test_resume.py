@@ -28,8 +28,9 @@ def stop_in_second_epoch(self: RecordEpochs, args: Any, state: Any, control: Any
         {"method_args": {"policy": "state"}, "training": {"group_by_length": True}},
         {"method": "lora", "training": {"gradient_accumulation_steps": 2, "num_workers": 1}},
         {"method": "full", "training": {"lr_scheduler": "cosine"}},
+        {"method": "lora-dropout", "method_args": {"p": 0.3, "instances": 2}},
     ],
-    ids=["rm-lora", "state", "accumulation", "full"],
+    ids=["rm-lora", "state", "accumulation", "full", "instances"],
 )
 def test_a_resumed_run_equals_one_never_interrupted(
     tmp_path: Path, bert: Path, files: tuple[Path, Path], changes: dict, monkeypatch: pytest.MonkeyPatch

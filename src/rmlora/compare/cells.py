@@ -104,7 +104,9 @@ def cell_id(config: RunConfig) -> str:
         >>> cell_id(a) == cell_id(b) != cell_id(RunConfig(model="n")), len(cell_id(a))
         (True, 16)
     """
-    plain = config.model_dump(mode="json", exclude={"output"})
+    # A setting that came later is left out where it is at its default, so that finished cells stay what they were.
+    later = {name for name in ("evaluation",) if getattr(config, name) == type(getattr(config, name))()}
+    plain = config.model_dump(mode="json", exclude={"output", *later})
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -134,10 +136,17 @@ def _cell(study: Study, kind: Kind, own: Contender, task: TaskEntry, group: Grou
         "method_args": own.args,
         "lora": {} if group.r is None else own.lora.model_dump(exclude_unset=True) | {"r": group.r},
         "training": study.training.model_dump(exclude_unset=True) | task.training | {"lr": lr, "seed": seed},
+        "evaluation": _evaluation(study, own) if kind == "final" else {},
         "trust_remote_code": study.trust_remote_code,
     }
     config = complete(resolve(settings, f'task "{task.name}"')).model_copy(update={"output": None})
     return Cell(cell_id(config), kind, group, lr, seed, config)
+
+
+def _evaluation(study: Study, own: Contender) -> dict[str, Any]:
+    """What of the study's evaluation concerns a method: an ensemble, if it draws at random."""
+    told = study.evaluation.model_dump(exclude_unset=True)
+    return told if METHODS[own.method].build(**own.args).samples else {}
 
 
 def _distinct(cells: Iterator[Cell]) -> list[Cell]:

@@ -17,6 +17,8 @@ Row = dict[str, Any]
 TIMES = ("seconds",)
 # What of a result is the same for all rows of a study's table, or said elsewhere in the row.
 _TAKEN = ("metric", "best", "last", "majority", "examples", "parameters")
+# The same, of some runs only.
+_TAKEN_IF_THERE = ("reliability", "ensemble")
 
 
 def row_of(study: str, cell: Cell, result: Row) -> Row:
@@ -40,6 +42,7 @@ def row_of(study: str, cell: Cell, result: Row) -> Row:
         "lr": cell.lr,
         "seed": cell.seed,
         **{name: result.get(name) for name in _TAKEN},
+        **{name: result[name] for name in _TAKEN_IF_THERE if name in result},
         "folder": f"cells/{cell.id}",
         **{name: result.get(name) for name in TIMES},
     }

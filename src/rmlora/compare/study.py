@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rmlora.config import DataConfig, HeadSettings, LoraSettings, Section, Task, TrainingConfig
+from rmlora.config import DataConfig, EvaluationSettings, HeadSettings, LoraSettings, Section, Task, TrainingConfig
 
 
 class MethodEntry(Section):
@@ -69,6 +69,9 @@ class Study(Section):
     lora: LoraSettings = Field(default_factory=LoraSettings, description="As in a run, without r.")
     head: HeadSettings = Field(default_factory=HeadSettings, description="As in a run; for mode head.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="As in a run, without lr and seed.")
+    evaluation: EvaluationSettings = Field(
+        default_factory=EvaluationSettings, description="As in a run; of the methods that drop at random."
+    )
     keep_weights: Literal["adapters", "all", "none"] = Field(
         default="adapters", description="Weights that stay in the folders of finished cells."
     )

@@ -30,12 +30,13 @@ from rmlora.run.environment import continue_environment
 from rmlora.run.folder import RunFolder, check_folder, open_folder
 from rmlora.run.masked_updates import MaskedUpdates
 from rmlora.run.plan import Described
+from rmlora.run.predictions import kept_reliability
 from rmlora.run.progress import epoch_line
 from rmlora.run.record import Row, make_row, refuse_nan
 from rmlora.run.show import show_header, show_plan, show_result
 from rmlora.run.trainer import quieten
 from rmlora.run.wording import say
-from rmlora.tasks.calibration import expected_calibration_error
+from rmlora.tasks.calibration import measure_calibration
 from rmlora.tasks.encode import head_of
 from rmlora.tasks.metrics import measure
 
@@ -120,7 +121,7 @@ def _run(run: HeadRun, place: RunFolder, environment: dict[str, Any], console: C
     write_predictions(place, outputs, run.data, run.config.task)
     write_head(place.path, layer, run.features)
     files = [HEAD, *write_adapter(place.path, layer, run.features)]
-    result = summarise(run, layer, rows, time.monotonic() - begun, files)
+    result = summarise(run, layer, rows, time.monotonic() - begun, files) | kept_reliability(place)
     model = "/".join(Path(run.config.model).parts[-2:])
     title = f"{run.config.method} on the classification layer of {model}, {len(run.data.eval)} held out"
     plot_curves(place, rows, run.metric, title)
@@ -201,5 +202,5 @@ def _score(outputs: Tensor, part: Part, name: str, run: HeadRun) -> dict[str, fl
     logits, labels = outputs.cpu().numpy(), part.labels.cpu().numpy()
     found = measure(logits, labels, run.config.task)
     if run.data.classes is not None:
-        found["ece"] = expected_calibration_error(logits, labels)
+        found |= measure_calibration(logits, labels)
     return {f"{name}_loss": float(task_loss(outputs, part.labels))} | {f"{name}_{k}": v for k, v in found.items()}

@@ -8,6 +8,7 @@ from rmlora.methods.delta_lora import delta_lora
 from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
+from rmlora.methods.lora_dropout import lora_dropout
 from rmlora.methods.lora_plus import lora_plus
 from rmlora.methods.lora_rite import lora_rite
 from rmlora.methods.polar import polar
@@ -37,6 +38,7 @@ __all__ = [
     "dylora",
     "gm_lora",
     "lora",
+    "lora_dropout",
     "lora_plus",
     "lora_rite",
     "polar",

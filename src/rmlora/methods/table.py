@@ -10,18 +10,19 @@ from rmlora.methods.delta_lora import delta_lora
 from rmlora.methods.dylora import dylora
 from rmlora.methods.gm_lora import gm_lora
 from rmlora.methods.lora import lora
+from rmlora.methods.lora_dropout import lora_dropout
 from rmlora.methods.lora_plus import lora_plus
 from rmlora.methods.lora_rite import lora_rite
 from rmlora.methods.polar import polar
 from rmlora.methods.prilora import prilora
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.rac_lora import rac_lora
+from rmlora.methods.registry import LAWS, Method
 from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 from rmlora.methods.stella import stella
 from rmlora.methods.vera import vera
-from rmlora.methods.registry import LAWS, Method
 
 _NO_MASK = {"masked_directions": "it masks nothing"}
 _HAS_BLOCKS = "its blocks act in the forward pass, which PEFT's own modules compute"
@@ -77,6 +78,13 @@ METHODS: dict[str, Method] = {
                 "zero_strength": "its update B E A has three factors, however it is set",
                 "fast_path": "PEFT's AdaLoRA layers compute it",
             },
+        ),
+        Method(
+            "lora-dropout",
+            "LoRA with random inputs of A and outputs of B left out, one mask per pass, over N instances",
+            lora_dropout,
+            zero={"p": 0.0},
+            excluded=_NO_MASK | {"fast_path": "its masks act in the forward pass, which PEFT's own modules compute"},
         ),
         Method(
             "dylora",

@@ -12,6 +12,7 @@ from rmlora.compare.arms import EPOCHS, Arm, Row, Setting, choose_baseline, sort
 from rmlora.compare.effect import describe_effect, points_per_unit
 from rmlora.compare.inference_budget import InferenceBudget, inference_budgets
 from rmlora.compare.verdicts import SIGNIFICANT, Comparison, compare_methods
+from rmlora.report.calibration import calibration_table
 from rmlora.report.document import Block, Commands, Document, Heading, Paragraph, Points, Table
 from rmlora.report.drawing import style_of
 from rmlora.report.figures import figures_of
@@ -144,6 +145,9 @@ def _setting(study: Compiled, setting: Setting, number: int) -> Iterator[Block]:
     measured = update_table(arms, f"update-{number}", scale)
     if measured is not None:
         yield measured
+    calibrated = calibration_table(arms, f"calibration-{number}", scale)
+    if calibrated is not None:
+        yield calibrated
     yield parameters_table(arms, f"parameters-{number}")
     yield from (Paragraph(f"Inference budget: {budget}") for budget in study.budgets if budget.setting == setting)
 

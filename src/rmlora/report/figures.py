@@ -10,6 +10,7 @@ from rmlora.analysis.report import AdapterReport
 from rmlora.compare.arms import Arm
 from rmlora.compare.verdicts import Comparison
 from rmlora.errors import AdapterError
+from rmlora.report.calibration import reliability_figure
 from rmlora.report.curves import curve, draw_curves, is_number
 from rmlora.report.document import Figure
 from rmlora.report.panels import Dot, Styles, draw_differences, draw_scatter, draw_spectra
@@ -19,7 +20,7 @@ from rmlora.report.study_files import StudyFiles
 def figures_of(
     files: StudyFiles, arms: Sequence[Arm], compared: Sequence[Comparison], styles: Styles, number: int, scale: float
 ) -> Iterator[Figure]:
-    """Draw a setting: differences, curves, the scatter, spectra; what was not measured is left out.
+    """Draw a setting: differences, curves, reliability, the scatter, spectra; what was not measured is left out.
 
     Args:
         files: of the study.
@@ -39,6 +40,9 @@ def figures_of(
             svg,
         )
     yield from _curves(files, arms, styles, number, scale)
+    reliability = reliability_figure(arms, styles, f"reliability-{number}")
+    if reliability is not None:
+        yield reliability
     dots = [dot for arm in arms for dot in _dots(arm, scale)]
     if dots:
         svg = draw_scatter(f"scatter-{number}", dots, styles, arms[0].metric)

@@ -82,13 +82,12 @@ def parameters_table(arms: Sequence[Arm], name: str) -> Table:
 
 
 def update_table(arms: Sequence[Arm], name: str, scale: float) -> Table | None:
-    """What was measured at the last epoch besides the metric: overfitting, calibration, rank, orthogonality."""
+    """What was measured at the last epoch besides the metric: overfitting, rank, orthogonality."""
     metric = arms[0].metric
     measures: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         f"train {metric}": lambda last: _scaled(last.get(f"train_{metric}"), scale),
         f"{metric}": lambda last: _scaled(last.get(f"eval_{metric}"), scale),
         "gap": lambda last: _scaled(last.get("gap"), scale),
-        "ECE": lambda last: _scaled(last.get("eval_ece"), 100.0),
         "rank": lambda last: last.get("rank"),
         "effective rank": lambda last: last.get("effective_rank"),
         "stable rank": lambda last: last.get("stable_rank"),
@@ -109,7 +108,7 @@ def update_table(arms: Sequence[Arm], name: str, scale: float) -> Table | None:
     at = f" Rank counts singular values above {max(known):.1e} of the largest." if known else ""
     caption = (
         f"{arms[0].setting}: last epoch, mean over seeds (and over modules, for what is measured of dW). Gap: train "
-        f"minus held-out. Masked share: of all movement of A and B, in percent. ECE: in percent, 15 bins.{at}"
+        f"minus held-out. Masked share: of all movement of A and B, in percent.{at}"
     )
     return Table(name, caption, ("method", *filled), tuple(rows))
 

@@ -86,6 +86,7 @@ def complete(config: RunConfig) -> RunConfig:
     method = choose_method(config)
     if method.trains_base and config.init_adapter is not None:
         raise ConfigError(f"method {method.name} has no adapter, so init_adapter has nothing to start")
+    check_ensemble(config, method)
     lora = config.lora if config.init_adapter is None else _adapter_settings(config)
     lora = lora.model_copy(update={"lora_alpha": alpha(lora)})
     lr = config.training.lr or DEFAULT_LR["full" if method.trains_base else method.adapts]
@@ -95,6 +96,23 @@ def complete(config: RunConfig) -> RunConfig:
         raise ConfigError("training.save=best needs the checkpoints of training.save_every_epoch=true")
     settled = config.model_copy(update={"lora": lora, "training": training})
     return settled.model_copy(update={"output": config.output or _output_name(settled, method)})
+
+
+def check_ensemble(config: RunConfig, method: Method) -> None:
+    """Refuse an ensemble of instances that would all be the same.
+
+    Raises:
+        ConfigError: the method draws nothing at inference, or only the classification layer is trained.
+    """
+    if not config.evaluation.ensemble:
+        return
+    if config.scope == "head":
+        raise ConfigError("evaluation.ensemble evaluates adapters of the whole model; leave it out with scope=head")
+    if not method.build(**config.method_args).samples:
+        raise ConfigError(
+            f"evaluation.ensemble={config.evaluation.ensemble} averages random draws of a method, and {method.name} "
+            "with these settings draws nothing; use lora-dropout with p above 0, or leave evaluation.ensemble out"
+        )
 
 
 def _data_settings(config: RunConfig) -> DataConfig:

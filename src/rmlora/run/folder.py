@@ -17,6 +17,7 @@ from rmlora.files import check_writable, write_text
 
 # Settings that may differ between a run and its continuation without changing what is computed.
 _FREE = {"output", "training.report_to", "training.keep_checkpoints", "training.num_workers"}
+_FREE |= {"evaluation.ensemble", "evaluation.average", "evaluation.chunk"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class RunFolder:
     def predictions(self) -> Path:
         """The last epoch's answers to the held-out examples."""
         return self.path / "predictions.safetensors"
+
+    @property
+    def joint_predictions(self) -> Path:
+        """The same of the ensemble, if one was evaluated."""
+        return self.path / "predictions_ensemble.safetensors"
 
     @property
     def answers(self) -> Path:
@@ -196,7 +202,12 @@ def _clear(folder: RunFolder) -> None:
         folder.answers,
         folder.generated,
     )
-    for path in (*named, folder.predictions, *(folder.path / Path(name).name for name in written)):
+    for path in (
+        *named,
+        folder.predictions,
+        folder.joint_predictions,
+        *(folder.path / Path(name).name for name in written),
+    ):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
 

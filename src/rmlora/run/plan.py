@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmlora.attach import attach
 from rmlora.combine import Chain
 from rmlora.config import RunConfig
 from rmlora.errors import ConfigError
@@ -20,6 +19,7 @@ from rmlora.handle import Attached
 from rmlora.methods import Method
 from rmlora.modeling import Loaded
 from rmlora.pairs import Pair
+from rmlora.replicate import attach_replicated
 from rmlora.run.arguments import training_arguments
 from rmlora.run.choice import choose_method, describe_links
 from rmlora.run.completion_limits import check_completion_task
@@ -239,8 +239,15 @@ def count_parameters(model: nn.Module, heads: Sequence[str] = (), num_learnt: in
 
 def _attach(model: nn.Module, method: Transform, config: RunConfig) -> Attached:
     """Attach the method, for a Trainer that gives it what it needs (`rmlora.run.trainer.two_parts`)."""
-    seed, fast = config.training.seed, config.training.fast
-    return attach(model, method, seed=seed, fast=fast, provides=TwoPartBatches.provides)
+    training = config.training
+    return attach_replicated(
+        model,
+        method,
+        chunk=training.instance_chunk,
+        seed=training.seed,
+        fast=training.fast,
+        provides=TwoPartBatches.provides,
+    )
 
 
 def _steps_per_epoch(config: RunConfig, num_examples: int) -> int:

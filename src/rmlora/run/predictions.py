@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from rmlora.config import Task
 from rmlora.files import write_bytes
 from rmlora.run.folder import RunFolder
+from rmlora.tasks.calibration import reliability_bins
 from rmlora.tasks.predictions import answers
 
 
@@ -47,3 +48,20 @@ class KeepPredictions(TrainerCallback):  # type: ignore[misc]
 
         assert self.latest is not None
         write_bytes(self.folder.predictions, save(answers(*self.latest, self.task)))
+
+
+def kept_reliability(folder: RunFolder) -> dict[str, Any]:
+    """Sort the last epoch's held-out answers into the bins of a reliability diagram.
+
+    Args:
+        folder: of a run whose predictions are written.
+
+    Returns:
+        `reliability`, the bins; nothing where the task has no classes.
+    """
+    from safetensors.numpy import load_file
+
+    found = load_file(folder.predictions) if folder.predictions.is_file() else {}
+    if "logits" not in found:
+        return {}
+    return {"reliability": reliability_bins(found["logits"], found["labels"])}

@@ -16,10 +16,11 @@ from rmlora.run.folder import RunFolder
 from rmlora.run.ordered import OrderedTrainer
 from rmlora.run.plan import Plan
 from rmlora.run.predictions import KeepPredictions
-from rmlora.tasks.calibration import expected_calibration_error
+from rmlora.tasks.calibration import measure_calibration
 from rmlora.tasks.completions import completion_losses, pad_completions
 from rmlora.tasks.encode import Collate, collate_images, head_of, pad_texts
 from rmlora.tasks.metrics import measure
+from rmlora.tasks.squad_windows import pad_windows
 from rmlora.two_parts import TwoPartBatches, find_levels
 
 
@@ -70,7 +71,7 @@ def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
         args=plan.arguments,
         train_dataset=train,
         eval_dataset={**parts, **others, "eval": held_out},
-        data_collator=collate(plan),
+        data_collator=collate(task, plan.processor),
         compute_metrics=predictions.watch(lambda output: measure_outputs(output, task)),
         callbacks=[predictions, *callbacks],
         preprocess_logits_for_metrics=completion_losses if task == "causal-lm" else None,
@@ -78,7 +79,7 @@ def _build(plan: Plan, callbacks: Sequence[Any]) -> Any:
 
 
 def measure_outputs(output: Any, task: Task) -> dict[str, float]:
-    """Compute the metrics of a task, and for classifiers the expected calibration error (ece, 15 bins).
+    """Compute the metrics of a task, and for classifiers calibration error (ece, 15 bins) and Brier score (brier).
 
     Args:
         output: the Trainer's, with `predictions` and `label_ids`.
@@ -87,15 +88,17 @@ def measure_outputs(output: Any, task: Task) -> dict[str, float]:
     found = measure(output.predictions, output.label_ids, task)
     if task.endswith("-classification"):
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-        found["ece"] = expected_calibration_error(logits, output.label_ids)
+        found |= measure_calibration(logits, output.label_ids)
     return found
 
 
-def collate(plan: Plan) -> Collate:
+def collate(task: Task, processor: Any) -> Collate:
     """Return what makes a padded batch of encoded examples."""
-    if plan.config.task == "causal-lm":
-        return pad_completions(plan.processor)
-    return collate_images(plan.processor) if plan.config.task == "image-classification" else pad_texts(plan.processor)
+    if task == "question-answering":
+        return pad_windows(processor)
+    if task == "causal-lm":
+        return pad_completions(processor)
+    return collate_images(processor) if task == "image-classification" else pad_texts(processor)
 
 
 def quieten() -> Callable[[], None]:

@@ -120,6 +120,30 @@ def load_data(config: DataConfig, task: Task, seed: int = 0) -> TaskData:
     return TaskData(task, learnt, reported, classes, (*columns, label), files, others)
 
 
+def read_examples(path: str, data: TaskData) -> tuple[Examples, bool]:
+    """Read another file of a task's examples, with the columns and classes of its data.
+
+    Args:
+        path: the file.
+        data: of the task, from `load_data`.
+
+    Returns:
+        The examples, and whether they have labels; classification and regression may lack them, and are given zeros.
+
+    Raises:
+        DataError: the file cannot be read, or lacks a column.
+    """
+    table = read_file(path, "eval")
+    *columns, label = data.columns
+    for column in columns:
+        take(table, column, (), "data.image" if data.task == "image-classification" else "data.text")
+    if label not in table.columns and data.task not in _USUAL_LABELS:
+        inputs = tuple(_inputs(table, column, data.task) for column in columns)
+        return Examples(inputs, [0] * len(inputs[0])), False
+    take(table, label, (), "data.label")
+    return _examples(table, columns, label, data.classes, data.task), True
+
+
 def _read(config: DataConfig) -> tuple[Table, Table | None]:
     """Read both parts; with a holdout nothing but the training part is opened."""
     if config.holdout is not None and (config.eval or config.eval_split):

@@ -7,6 +7,7 @@ from rmlora.transforms.avoid_subspaces import AvoidSubspaces, avoid_subspaces
 from rmlora.transforms.chain_sketches import ChainSketches, draw_sketch
 from rmlora.transforms.clip_by_global_norm import ClipByGlobalNorm, clip_by_global_norm
 from rmlora.transforms.draw_rank import DrawRank, draw_rank
+from rmlora.transforms.drop_features import DropFeatures, drop_features
 from rmlora.transforms.freeze_head import FreezeHead
 from rmlora.transforms.gate_directions import GateDirections, shrink
 from rmlora.transforms.generate_factors import GenerateFactors, generate_factors
@@ -29,6 +30,7 @@ __all__ = [
     "ChainSketches",
     "ClipByGlobalNorm",
     "DrawRank",
+    "DropFeatures",
     "FreezeHead",
     "GateDirections",
     "GenerateFactors",
@@ -49,6 +51,7 @@ __all__ = [
     "clip_by_global_norm",
     "draw_rank",
     "draw_sketch",
+    "drop_features",
     "generate_factors",
     "is_upper",
     "land_factors",
