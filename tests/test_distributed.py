@@ -16,7 +16,10 @@ METHODS = {
     "paper": rmlora.rm_lora(weight=1e-2, directions=2),
     "strict": rmlora.rm_lora(weight=1e-2, directions=2, preset="strict"),
     "sora": rmlora.sora(1e-3),
+    "instances": rmlora.lora_dropout(0.3, instances=2),
+    "chunks": rmlora.lora_dropout(0.3, instances=2),
 }
+UNMASKED = ("sora", "instances", "chunks")
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs the gloo backend")
 
@@ -24,6 +27,10 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs the 
 def make_model():
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return tiny.adapted(NAME, dtype=torch.float64, base=no_dropout)
+
+
+def attach(model, preset):
+    return rmlora.attach_replicated(model, METHODS[preset], chunk=1 if preset == "chunks" else None)
 
 
 def train(model, handle, rank=0, ranks=1):
@@ -46,10 +53,10 @@ def train_in_parallel(preset, order, rank, ranks):
     model = make_model()
     torch.manual_seed(rank)
     if order == "before":
-        handle = rmlora.attach(model, METHODS[preset])
+        handle = attach(model, preset)
         return train(DistributedDataParallel(model), handle, rank, ranks)
     model = DistributedDataParallel(model)
-    return train(model, rmlora.attach(model, METHODS[preset]), rank, ranks)
+    return train(model, attach(model, preset), rank, ranks)
 
 
 CASES = [(preset, order) for preset in METHODS for order in ("before", "after")]
@@ -78,10 +85,10 @@ def test_ddp_masks_alike_and_ends_where_one_process_does(preset, order, ranks):
     assert tiny.distance(first["weights"], second["weights"]) == 0.0
 
     model = make_model()
-    alone = train(model, rmlora.attach(model, METHODS[preset]))
+    alone = train(model, attach(model, preset))
     assert first["masks"] == alone["masks"]
     assert first["step"] == alone["step"] == STEPS
-    assert preset == "sora" or alone["masks"][0] != alone["masks"][1]
+    assert preset in UNMASKED or alone["masks"][0] != alone["masks"][1]
     assert tiny.distance(first["weights"], alone["weights"]) <= 1e-6
 
 

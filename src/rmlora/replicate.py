@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from rmlora.attach import attach
@@ -210,7 +211,9 @@ def attach_replicated(
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise MethodError(f"chunk={chunk}; it must be a whole number of instances >= 1, or None for all")
     handle = attach(model, method, provides={REPLICATED, *provides}, **settings)
-    handle.restores(ReplicatedForward(model, handle._binding, chunk, outside_loss))
+    # Chunks are passes of the model itself: DDP synchronises once, around them all.
+    whole = model.module if isinstance(model, DistributedDataParallel) else model
+    handle.restores(ReplicatedForward(whole, handle._binding, chunk, outside_loss))
     return handle
 
 
