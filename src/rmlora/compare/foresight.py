@@ -74,7 +74,8 @@ def _check_ranks(label: str, chain: Transform, ranks: Sequence[int]) -> None:
 
 
 def _trial_pair(r: int) -> Pair:
-    sides = nn.Module(), nn.Module()
-    for side, shape in zip(sides, ((r, 1), (1, r)), strict=True):
+    # Wide enough for any link: what a model's own layers are too narrow for is known only with the model.
+    sides, wide = (nn.Module(), nn.Module()), max(r, 4096)
+    for side, shape in zip(sides, ((r, wide), (wide, r)), strict=True):
         side.weight = nn.Parameter(torch.zeros(shape))
     return Pair("every module", nn.Module(), "default", sides)
