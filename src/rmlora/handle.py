@@ -191,7 +191,7 @@ class Attached:
         with tempfile.TemporaryDirectory(prefix="rmlora-") as whole:
             folder = self._save_whole(Path(whole))
             if start is not None:
-                subtract_start(folder, read_start(start, folder))
+                subtract_start(folder, read_start(start, folder, "blocks" in self.method.hooks()))
             return export_pruned(folder, output) if rank is None else export_truncated(folder, output, rank)
 
     def _save_whole(self, folder: Path) -> Path:

@@ -52,12 +52,13 @@ def subtract_start(folder: Path, start: Mapping[str, Tensor]) -> None:
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def read_start(folder: str | Path, trained: Path) -> dict[str, Tensor]:
+def read_start(folder: str | Path, trained: Path, has_blocks: bool = False) -> dict[str, Tensor]:
     """Return A0 and B0 of an adapter that was saved before training.
 
     Args:
         folder: of that adapter.
         trained: folder of the same adapter, trained.
+        has_blocks: whether the method puts more directions behind those that PEFT started.
 
     Raises:
         AdapterError: it is no adapter folder, or its factors are not of the trained adapter's names and shapes.
@@ -69,18 +70,14 @@ def read_start(folder: str | Path, trained: Path) -> dict[str, Tensor]:
         raise AdapterError(f"start={folder} has no {missing}; give the same adapter as it was saved before training")
     start, now = before.tensors(factors), after.tensors(factors)
     for key in factors:
-        if not _may_have_become(start[key], now[key], 0 if ".lora_A." in key else 1):
+        directions = 0 if ".lora_A." in key else 1
+        then = start[key].narrow(directions, 0, 0) if has_blocks else start[key]
+        if then.shape != (now[key].narrow(directions, 0, 0) if has_blocks else now[key]).shape:
             raise AdapterError(
                 f"start={folder}: {key} is {tuple(start[key].shape)}, the trained one {tuple(now[key].shape)}; give "
                 "the same adapter as it was saved before training"
             )
     return start
-
-
-def _may_have_become(start: Tensor, now: Tensor, directions: int) -> bool:
-    # Blocks of a method lie behind the directions that PEFT started.
-    is_whole = start.shape[directions] <= now.shape[directions]
-    return is_whole and start.select(directions, 0).shape == now.select(directions, 0).shape
 
 
 def refuse_other_start(model: nn.Module, adapter: str) -> None:

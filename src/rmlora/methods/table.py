@@ -17,12 +17,12 @@ from rmlora.methods.polar import polar
 from rmlora.methods.prilora import prilora
 from rmlora.methods.r_lora import r_lora
 from rmlora.methods.rac_lora import rac_lora
+from rmlora.methods.registry import LAWS, Method
 from rmlora.methods.replora import replora
 from rmlora.methods.rm_lora import rm_lora
 from rmlora.methods.sora import sora
 from rmlora.methods.stella import stella
 from rmlora.methods.vera import vera
-from rmlora.methods.registry import LAWS, Method
 
 _NO_MASK = {"masked_directions": "it masks nothing"}
 _HAS_BLOCKS = "its blocks act in the forward pass, which PEFT's own modules compute"
