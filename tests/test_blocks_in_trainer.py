@@ -77,6 +77,7 @@ def test_adapters_of_every_architecture_load_in_peft_alone_and_merge(name, metho
     torch.testing.assert_close(model.merge_and_unload()(**batch).logits, live, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_compiled_models_train_to_the_weights_of_eager_ones(method):
     ends = []

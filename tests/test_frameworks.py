@@ -6,7 +6,7 @@ import lightning
 import pytest
 import torch
 from accelerate import Accelerator
-from peft import AdaLoraConfig
+from peft import AdaLoraConfig, VeraConfig
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
@@ -28,6 +28,13 @@ def make_model(adapts="LORA"):
         settings = tiny.lora_settings(NAME)
         budget = {"total_step": STEPS + 1, "tinit": 1, "tfinal": 2, "target_r": 2}
         config = AdaLoraConfig(init_r=settings.pop("r"), **(settings | toys.TRIPLETS | budget))
+    elif adapts == "VERA":
+        settings = tiny.lora_settings(NAME)
+        dropout = settings.pop("lora_dropout", 0.0)
+        kept = {
+            key: settings[key] for key in ("r", "target_modules", "modules_to_save", "task_type") if key in settings
+        }
+        config = VeraConfig(vera_dropout=dropout, **kept)
     return tiny.adapted(NAME, config, dtype=torch.float64, base=no_dropout)
 
 
@@ -164,7 +171,14 @@ def test_what_masked_directions_do_is_the_same_under_every_framework(framework, 
     assert tiny.distance(expected, trained_by(FRAMEWORKS[framework], tmp_path, method)) <= 1e-10
 
 
-@pytest.mark.parametrize("name", methods_under("frameworks"))
+# One method of each kind in the ordinary suite: a mask, a step of its own, batches and adapters of its own, blocks.
+ALWAYS = ("rm-lora", "lora-rite", "lora-dropout", "bilora", "adalora", "vera", "rac-lora")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in methods_under("frameworks")],
+)
 def test_law_frameworks(name, tmp_path):
     method, adapts = build(name), METHODS[name].adapts
     expected = trained_by(train_bare, tmp_path, method, adapts)

@@ -44,6 +44,7 @@ def test_a_full_disk_is_one_line_and_every_finished_cell_is_safe(
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_workers_report_a_full_disk_and_the_study_stops(bert: Path, files: tuple[Path, Path], small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(920 * 1024))
     path = studies.written(small_disk.parent / "s.yaml", studies.settings(bert, files, small_disk / "out"))

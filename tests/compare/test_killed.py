@@ -63,7 +63,7 @@ def test_a_worker_ends_with_the_process_that_started_it(bert: Path, files: tuple
     assert claims.take(claim)
 
 
-@pytest.mark.parametrize("deaths", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("deaths", [pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)])
 def test_a_worker_that_is_killed_is_replaced_and_a_cell_that_kills_two_is_given_up(
     bert: Path, files: tuple[Path, Path], tmp_path: Path, deaths: int
 ) -> None:
