@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 
-from rmlora.pairs import Pair, Stack
+from rmlora.errors import MethodError
+from rmlora.pairs import Factors, Pair, Stack
 
 _CPU_STACK_ENTRIES = 2**20
 
@@ -29,3 +30,23 @@ def stack_pairs(
         for part in (tuple(group[i : i + size]) for i in range(0, len(group), size)):
             stacks.append(Stack(part, torch.tensor([pair.words for pair in part], device=A.device), seed))
     return stacks
+
+
+def refuse_used(stacks: Sequence[Stack], factors: Sequence[Factors], begins: str) -> None:
+    """Raise where an adapter holds something that beginning with other factors would lose: B is not zero.
+
+    Args:
+        stacks: the pairs.
+        factors: what they hold.
+        begins: who begins with what, such as "BiLoRA begins with random factors of its own".
+
+    Raises:
+        MethodError: names the first such module.
+    """
+    for stack, held in zip(stacks, factors, strict=True):
+        for name, is_used in zip(stack.names, held.B.flatten(1).any(dim=1).tolist(), strict=True):
+            if is_used:
+                raise MethodError(
+                    f"{name}: B is not zero (trained already, or PiSSA and its like), and {begins}; attach to a fresh "
+                    "adapter, and load a trained one afterwards"
+                )

@@ -15,6 +15,7 @@ from rmlora.errors import MethodError
 from rmlora.leaves import adam_state, adam_step, gradient_of
 from rmlora.pairs import Factors, Kept, Stack
 from rmlora.schedules import Scalar, value_at
+from rmlora.stacking import refuse_used
 from rmlora.transform import Context, ForwardContext, Moments, State, Transform
 from rmlora.transforms.add_orthogonality import add_orthogonality
 from rmlora.transforms.mask_directions import Policy, hold_still
@@ -91,13 +92,7 @@ class AlternateLevels(Transform):
 
     def begin(self, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
         """Draw A and B, rows and columns of unit length on average, unless there is an adapter to lose."""
-        for stack, held in zip(pairs, factors, strict=True):
-            for name, is_used in zip(stack.names, held.B.flatten(1).any(dim=1).tolist(), strict=True):
-                if is_used:
-                    raise MethodError(
-                        f"{name}: B is not zero (trained already, or PiSSA and its like), and BiLoRA begins with "
-                        "random factors of its own; attach to a fresh adapter, and load a trained one afterwards"
-                    )
+        refuse_used(pairs, factors, "BiLoRA begins with random factors of its own")
         return tuple(map(_random, pairs, factors))
 
     def ranks(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:

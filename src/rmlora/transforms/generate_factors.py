@@ -14,6 +14,7 @@ from torch import Tensor
 from rmlora.draws import draw_normals, words_of
 from rmlora.errors import MethodError, StateError
 from rmlora.pairs import Factors, Stack
+from rmlora.stacking import refuse_used
 from rmlora.transform import Context, Moments, State, Transform
 
 _PATTERNS = {"block": r"^(?:(.*)\.)?[^.]*$", "module": r"^(.*)$", "all": r"^()"}
@@ -180,12 +181,7 @@ class GenerateFactors(Transform):
 
     def begin(self, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
         """Return what the new network gives, unless there is an adapter to lose."""
-        for stack, held in zip(pairs, factors, strict=True):
-            if bool(held.B.any()):
-                raise MethodError(
-                    f"{stack.names[0]} or one of its shape: B is not zero (trained already, or PiSSA and its like), "
-                    "and RepLoRA begins with its network's outputs; attach to a fresh adapter, load a trained one after"
-                )
+        refuse_used(pairs, factors, "RepLoRA begins with its network's outputs")
         return [
             _generated(tensors, stack.r, f) for tensors, stack, f in zip(self.init(pairs), pairs, factors, strict=True)
         ]

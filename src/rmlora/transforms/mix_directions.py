@@ -13,6 +13,7 @@ from rmlora.draws import draw_normals
 from rmlora.errors import MethodError
 from rmlora.leaves import adam_state, adam_step, gradient_of
 from rmlora.pairs import Factors, Stack
+from rmlora.stacking import refuse_used
 from rmlora.transform import Context, ForwardContext, Moments, State, Transform
 
 Start = Literal["zeros", "identity"]
@@ -104,13 +105,7 @@ class MixDirections(Transform):
 
     def begin(self, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
         """Draw orthonormal A and B, unless there is an adapter to lose."""
-        for stack, held in zip(pairs, factors, strict=True):
-            for name, is_used in zip(stack.names, held.B.flatten(1).any(dim=1).tolist(), strict=True):
-                if is_used:
-                    raise MethodError(
-                        f"{name}: B is not zero (trained already, or PiSSA and its like), and this method begins with "
-                        "orthonormal factors of its own; attach to a fresh adapter, and load a trained one afterwards"
-                    )
+        refuse_used(pairs, factors, "this method begins with orthonormal factors of its own")
         return [self._orthonormal(stack, held) for stack, held in zip(pairs, factors, strict=True)]
 
     def ranks(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
