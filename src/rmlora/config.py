@@ -67,10 +67,13 @@ class DataConfig(Section):
     train_examples: int | None = Field(
         default=None, ge=1, description="Train on a seeded sample of this many examples; default: all."
     )
+    train_per_class: int | None = Field(
+        default=None, ge=1, description="Train on a seeded sample of this many examples of each class; default: all."
+    )
     eval_examples: int | None = Field(
         default=None, ge=1, description="Evaluate on a seeded sample of this many; default: all."
     )
-    sample_seed: int | None = Field(default=None, ge=0, description="Of both samples; default: training.seed.")
+    sample_seed: int | None = Field(default=None, ge=0, description="Of the samples; default: training.seed.")
     holdout: float | None = Field(
         default=None, gt=0, lt=1, description="Instead of data.eval: hold out this share of `train`, by class."
     )

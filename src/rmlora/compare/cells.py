@@ -107,6 +107,8 @@ def cell_id(config: RunConfig) -> str:
     # A setting that came later is left out where it is at its default, so that finished cells stay what they were.
     later = {name for name in ("evaluation",) if getattr(config, name) == type(getattr(config, name))()}
     plain = config.model_dump(mode="json", exclude={"output", *later})
+    if config.data.train_per_class is None:
+        del plain["data"]["train_per_class"]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

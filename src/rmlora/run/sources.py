@@ -120,7 +120,8 @@ def _copy(loaded: Loaded) -> Loaded:
 
 
 def _data_key(config: RunConfig) -> str:
-    samples = config.data.train_examples is not None or config.data.eval_examples is not None
+    sizes = (config.data.train_examples, config.data.train_per_class, config.data.eval_examples)
+    samples = any(size is not None for size in sizes)
     seed = config.training.seed if samples and config.data.sample_seed is None else None
     return json.dumps([config.task, config.data.model_dump(mode="json"), config.trust_remote_code, seed])
 

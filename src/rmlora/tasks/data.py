@@ -104,7 +104,10 @@ def load_data(config: DataConfig, task: Task, seed: int = 0) -> TaskData:
     if task.endswith("-classification"):
         classes = find_classes(train, label, config.num_labels, config.label_names)
     seed = seed if config.sample_seed is None else config.sample_seed
-    learnt = _sample(_examples(train, columns, label, classes, task), config.train_examples, seed)
+    learnt = _examples(train, columns, label, classes, task)
+    if config.train_per_class is not None:
+        learnt = _sample_each_class(learnt, classes, config, seed)
+    learnt = _sample(learnt, config.train_examples, seed)
     if held_out is None:
         kept, held = carve(learnt.labels if classes else [0] * len(learnt), config.holdout or 0, config.holdout_seed)
         learnt, reported = _pick(learnt, kept), _pick(learnt, held)
@@ -209,6 +212,25 @@ def _sample(examples: Examples, limit: int | None, seed: int) -> Examples:
     if limit is None or limit >= len(examples):
         return examples
     return _pick(examples, sorted(random.Random(seed).sample(range(len(examples)), limit)))
+
+
+def _sample_each_class(examples: Examples, classes: Classes | None, config: DataConfig, seed: int) -> Examples:
+    """As many examples of every class, in the order of the file."""
+    if classes is None:
+        raise DataError("data.train_per_class needs a task with classes; give data.train_examples instead")
+    if config.train_examples is not None:
+        raise DataError("give either data.train_per_class or data.train_examples, not both")
+    members: dict[int, list[int]] = {index: [] for index in range(len(classes.names))}
+    for index, label in enumerate(examples.labels):
+        members[label].append(index)
+    wanted = config.train_per_class or 0
+    scarce = next((index for index, own in members.items() if len(own) < wanted), None)
+    if scarce is not None:
+        raise DataError(
+            f'data.train_per_class={wanted}, but class "{classes.names[scarce]}" has {len(members[scarce])} examples'
+        )
+    rng = random.Random(seed)
+    return _pick(examples, sorted(index for own in members.values() for index in rng.sample(own, wanted)))
 
 
 def _pick(examples: Examples, chosen: Sequence[int]) -> Examples:
