@@ -160,8 +160,9 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Autocast dtype; fp16 needs a GPU.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
     num_workers: int = Field(default=0, ge=0, description="Processes that prepare batches; 0 = the main one.")
+    evaluate_every: int = Field(default=1, ge=1, description="Evaluate after every so many epochs, and after the last.")
     train_eval_examples: int = Field(
-        default=1000, ge=0, description="Training examples evaluated each epoch to measure the gap; 0 = none."
+        default=1000, ge=0, description="Training examples evaluated with the held-out part, for the gap; 0 = none."
     )
     metric: Metric | None = Field(
         default=None,

@@ -23,7 +23,7 @@ from rmlora.run.inference import count_inference
 from rmlora.run.plan import Plan, make_plan
 from rmlora.run.predictions import kept_reliability
 from rmlora.run.progress import ShowProgress
-from rmlora.run.record import RecordEpochs, best_row
+from rmlora.run.record import RecordEpochs, SkipEvaluations, best_row
 from rmlora.run.show import show_header, show_plan, show_result
 from rmlora.run.sources import Sources
 from rmlora.run.trainer import make_trainer, quieten
@@ -105,7 +105,8 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         open_folder(folder, checkpoint, overwrite)
         write_text(folder.config, dump(plan.config))
         write_text(folder.environment, json.dumps(environment, indent=2) + "\n")
-    trainer = make_trainer(plan, [RecordEpochs(folder, plan.metric, plan.handle), progress])
+    sparing = SkipEvaluations(plan.config.training.evaluate_every)
+    trainer = make_trainer(plan, [sparing, RecordEpochs(folder, plan.metric, plan.handle), progress])
     if resume:
         where = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no checkpoint yet"
         say(console, f"Going on {where}.")

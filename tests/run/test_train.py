@@ -147,6 +147,16 @@ def test_best_keeps_the_best_epochs_weights(tmp_path: Path, bert: Path, files: t
     assert runs.equal(runs.weights(tmp_path / "best"), runs.weights(tmp_path / "last"))
 
 
+def test_only_some_epochs_are_evaluated_and_the_last_is(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+    sparing = {"epochs": 3, "evaluate_every": 2}
+    result = train(resolve(runs.settings(bert, files, tmp_path / "run", training=sparing)))
+    assert [row["epoch"] for row in runs.rows(tmp_path / "run")] == [2, 3]
+    assert result["last"]["epoch"] == 3
+    best = runs.settings(bert, files, tmp_path / "best", training=sparing | {"save": "best"})
+    with pytest.raises(ConfigError, match=r"training\.save=best needs every epoch evaluated"):
+        train(resolve(best))
+
+
 def test_training_that_diverges_stops_and_says_so(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     changes = {"lr": 1e30, "max_grad_norm": 0, "lr_scheduler": "constant"}
     with pytest.raises(RmloraError, match=r"is nan after epoch 1: training diverged; lower training.lr"):

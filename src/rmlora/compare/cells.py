@@ -10,13 +10,16 @@ from typing import Any, Literal, NamedTuple
 
 from rmlora.compare.contenders import Contender, contenders, selects
 from rmlora.compare.study import Study, TaskEntry
-from rmlora.config import RunConfig
+from rmlora.config import EvaluationSettings, RunConfig
 from rmlora.config_source import resolve
 from rmlora.errors import ConfigError
 from rmlora.methods import METHODS
 from rmlora.run.choice import complete
 
 Kind = Literal["select", "final"]
+
+CAME_LATER = (("data", "train_per_class", None), ("training", "evaluate_every", 1))
+"""Settings left out of a cell's hash at these values, so that cells finished before they existed keep their ids."""
 
 
 class Group(NamedTuple):
@@ -104,11 +107,12 @@ def cell_id(config: RunConfig) -> str:
         >>> cell_id(a) == cell_id(b) != cell_id(RunConfig(model="n")), len(cell_id(a))
         (True, 16)
     """
-    # A setting that came later is left out where it is at its default, so that finished cells stay what they were.
-    later = {name for name in ("evaluation",) if getattr(config, name) == type(getattr(config, name))()}
-    plain = config.model_dump(mode="json", exclude={"output", *later})
-    if config.data.train_per_class is None:
-        del plain["data"]["train_per_class"]
+    plain = config.model_dump(mode="json", exclude={"output"})
+    if config.evaluation == EvaluationSettings():
+        del plain["evaluation"]
+    for section, name, default in CAME_LATER:
+        if plain[section][name] == default:
+            del plain[section][name]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -62,7 +62,8 @@ def cell_seconds(config: RunConfig) -> float:
     training, learnt, held = config.training, len(plan.data.train), len(plan.data.eval)
     steps = math.ceil(learnt / training.batch_size)
     evaluated = (held + min(learnt, training.train_eval_examples)) / training.batch_size
-    return ready + training.epochs * (steps * step + evaluated * forward)
+    evaluations = math.ceil(training.epochs / training.evaluate_every)
+    return ready + training.epochs * steps * step + evaluations * evaluated * forward
 
 
 def _step_seconds(trainer: object, batch: dict[str, torch.Tensor]) -> tuple[float, float]:

@@ -21,6 +21,7 @@ ALLOWED: dict[str, tuple[object, ...]] = {
     "training.optimizer": ("adamw_torch_fused", "adamw_torch"),
     "training.precision": ("fp32",),
     "training.gradient_checkpointing": (False,),
+    "training.evaluate_every": (1,),
     "training.save": ("last",),
     "training.report_to": ([],),
 }

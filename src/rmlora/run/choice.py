@@ -94,6 +94,8 @@ def complete(config: RunConfig) -> RunConfig:
     training = config.training.model_copy(update={"lr": lr})
     if training.save == "best" and not training.save_every_epoch:
         raise ConfigError("training.save=best needs the checkpoints of training.save_every_epoch=true")
+    if training.save == "best" and training.evaluate_every > 1:
+        raise ConfigError("training.save=best needs every epoch evaluated; leave training.evaluate_every at 1")
     settled = config.model_copy(update={"lora": lora, "training": training})
     return settled.model_copy(update={"output": config.output or _output_name(settled, method)})
 

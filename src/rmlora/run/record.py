@@ -33,6 +33,23 @@ _MEANS = (
 PREFIXES = {"train": "eval_train_", "mismatched": "eval_mismatched_", "eval": "eval_eval_"}
 
 
+class SkipEvaluations(TrainerCallback):  # type: ignore[misc]
+    """Evaluate after every few epochs only, and after the last.
+
+    Args:
+        every: so many epochs.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take back what the Trainer has decided."""
+        epoch = round(state.epoch)
+        if epoch % self.every and epoch < round(args.num_train_epochs):
+            control.should_evaluate = False
+
+
 class RecordEpochs(TrainerCallback):  # type: ignore[misc]
     """Append one row to metrics.jsonl after each epoch's evaluation.
 
@@ -46,6 +63,11 @@ class RecordEpochs(TrainerCallback):  # type: ignore[misc]
         self.handle = handle
         self.updates = MaskedUpdates(handle) if handle is not None else None
         self.pending: Row = {}
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget the movement of an epoch that was not evaluated: a row is about its own epoch."""
+        if self.updates is not None:
+            self.updates.take()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the factors before the optimizer moves them."""
