@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rmlora.compare.contenders import contenders, refuse_twice, selects
+from rmlora.compare.contenders import Contender, contenders, refuse_twice, selects
 from rmlora.compare.foresight import foresee_cells
 from rmlora.compare.study import MethodEntry, Study, TaskEntry
 from rmlora.config import TrainingConfig
@@ -77,15 +77,7 @@ def check_study(study: Study) -> None:
             "try equally many"
         )
     refuse_twice("label", [c.label for c in found])
-    chains: dict[str, str] = {}
-    for contender in found:
-        key = f"{contender.method} {METHODS[contender.method].build(**contender.args)!r} {contender.lora!r}"
-        if key in chains:
-            raise ConfigError(
-                f'duplicated cell: methods "{chains[key]}" and "{contender.label}" are the same '
-                f"({contender.method}, {contender.args})"
-            )
-        chains[key] = contender.label
+    _refuse_twins(found)
     for name in ("models", "ranks", "seeds"):
         refuse_twice(name.removesuffix("s"), getattr(study, name))
     refuse_twice("task", [task.name for task in study.tasks])
@@ -97,6 +89,21 @@ def check_study(study: Study) -> None:
     for task in study.tasks:
         _check_task(task)
     foresee_cells(study)
+
+
+def _refuse_twins(found: Sequence[Contender]) -> None:
+    """Refuse one method under two labels, unless no learning rate is common to both."""
+    chains: dict[str, dict[float, str]] = {}
+    for contender in found:
+        key = f"{contender.method} {METHODS[contender.method].build(**contender.args)!r} {contender.lora!r}"
+        labels = chains.setdefault(key, {})
+        twin = next((labels[rate] for rate in contender.rates if rate in labels), None)
+        if twin is not None:
+            raise ConfigError(
+                f'duplicated cell: methods "{twin}" and "{contender.label}" are the same '
+                f"({contender.method}, {contender.args})"
+            )
+        labels |= dict.fromkeys(contender.rates, contender.label)
 
 
 def _check_task(task: TaskEntry) -> None:
