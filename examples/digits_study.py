@@ -25,7 +25,7 @@ from rmlora.methods import METHODS
 
 SHOTS, DRAWN_WITH = 16, 0
 EPOCHS, BATCH_SIZE, R = 40, 16, 4
-RATES = {"full": 2e-3, "vera": 5e-2}
+RATES = {"full": 2e-3, "vera": 5e-2, "lora-plus": 1e-3}  # LoRA+ multiplies that of B by 16
 RATE = 8e-3
 KNOBS: dict[str, dict[str, Any]] = {  # what the defaults leave to long training or wide layers
     "rm-lora": {"directions": 2},

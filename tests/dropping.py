@@ -48,7 +48,14 @@ MODELS = TINY | {
 }
 
 
-def adapted(tiny: Tiny, method: Transform | None = None, lora: dict[str, Any] | None = None, **changes: Any) -> Any:
+def adapted(
+    tiny: Tiny,
+    method: Transform | None = None,
+    lora: dict[str, Any] | None = None,
+    *,
+    fast: bool = True,
+    **changes: Any,
+) -> Any:
     """A tiny model with an adapter whose B is not zero, and a method attached."""
     torch.manual_seed(0)
     model = get_peft_model(
@@ -59,7 +66,7 @@ def adapted(tiny: Tiny, method: Transform | None = None, lora: dict[str, Any] | 
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw)
-    rmlora.attach(model, method or rmlora.DropFeatures(p=0.3))
+    rmlora.attach(model, method or rmlora.DropFeatures(p=0.3), fast=fast)
     return model.eval()
 
 

@@ -30,6 +30,7 @@ LAYERS: dict[str, Layer] = {
             "kept_rows",
             "siblings",
             "fast_layers",
+            "sampled_layers",
             "live",
             "active",
             "one_step",

@@ -14,12 +14,11 @@ from rmlora.bound_layers import bindings_of, remember
 from rmlora.combine import Chain, chain
 from rmlora.errors import AttachError
 from rmlora.handle import Attached
-from rmlora.live import FORWARD_HOOKS
 from rmlora.moved_base import refuse_other_start
 from rmlora.pairs import Pair, find_pairs
 from rmlora.saving import FoldedDelta, watch_saving
 from rmlora.staged_saving import LoadBeside, SaveWider
-from rmlora.transform import Transform
+from rmlora.transform import FORWARD_HOOKS, Transform
 from rmlora.triplets import LoadTriplets, SaveTriplets, drive_models, suited
 from rmlora.vectors import find_vector_pairs, refuse_hooks
 

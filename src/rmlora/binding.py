@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from rmlora.combine import Chain
 from rmlora.errors import AttachError, StateError
 from rmlora.leaves import Scalers
-from rmlora.live import FORWARD_HOOKS, LiveAdapter
+from rmlora.live import LiveAdapter
 from rmlora.one_step import OneStep
 from rmlora.optimizers import (
     found_inf,
@@ -29,7 +29,7 @@ from rmlora.optimizers import (
 )
 from rmlora.pairs import Pair
 from rmlora.step_hooks import Arguments, ignore_steps, watch_steps
-from rmlora.transform import Context
+from rmlora.transform import FORWARD_HOOKS, Context
 
 
 class Binding(LiveAdapter):

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from rmlora.errors import MethodError
 from rmlora.pairs import Factors, Kept, Stack
-from rmlora.transform import Context, ForwardContext, Moments, State, Transform, mask_factors, spread_factors
+from rmlora.transform import (
+    FORWARD_HOOKS,
+    Context,
+    ForwardContext,
+    Moments,
+    State,
+    Transform,
+    mask_factors,
+    spread_factors,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,11 @@ class Chain(Transform):
     def samples(self) -> bool:
         """Whether any link does."""
         return any(link.samples for link in self.links)
+
+    @property
+    def multiplies_features(self) -> bool:
+        """Whether every link that acts in the forward pass does."""
+        return all(link.multiplies_features for link in self.links if link.hooks() & FORWARD_HOOKS)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

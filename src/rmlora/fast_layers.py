@@ -7,6 +7,7 @@ bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -52,6 +53,8 @@ class FastPath:
 
     def __call__(self, layer: Linear, x: Tensor) -> Tensor | None:
         """Return the layer's output, or None where only PEFT's own forward gives it."""
+        if not layer.training:
+            return None
         self._look_up(x)
         is_shared = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         siblings = self.gates[0].adapter.siblings
@@ -103,7 +106,7 @@ class FastPath:
 
     def _has_reason(self, layer: Linear, A: Tensor, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether PEFT's own forward has to run, and note why."""
-        why = why_not(layer, self.pair, self.gates) or _why_not_numbers(A, x, dtype)
+        why = why_not(layer, self.pair, self.gates) or why_not_numbers(A, x, dtype)
         if why is not None:
             self.taken = f"reference: {why}"
         return why is not None
@@ -127,15 +130,17 @@ class FastPath:
         return choose_way(x.numel() // max(d_in, 1), d_in, d_out, r, r if rows is None else rows.shape[0])
 
 
+Path = Callable[[Linear, Tensor], Tensor | None]
+"""Computes a layer's output; None where PEFT's own forward has to."""
+
+
 class FastLinear(Linear):  # type: ignore[misc]
     """PEFT's `Linear`, on the fast path for calls that can take it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute what the parent computes."""
-        if not self.training:
-            return cast(Tensor, super().forward(x, *args, **kwargs))
         active = self.active_adapters
-        path: FastPath | None = getattr(self, _FAST).get(active[0]) if len(active) == 1 else None
+        path: Path | None = getattr(self, _FAST).get(active[0]) if len(active) == 1 else None
         y = path(self, x) if path is not None and not args and not kwargs else None
         return cast(Tensor, super().forward(x, *args, **kwargs)) if y is None else y
 
@@ -165,7 +170,8 @@ def why_not(layer: Linear, pair: Pair, gates: tuple[Gate, Gate]) -> str | None:
     return None
 
 
-def _why_not_numbers(A: Tensor, x: Tensor, dtype: torch.dtype) -> str | None:
+def why_not_numbers(A: Tensor, x: Tensor, dtype: torch.dtype) -> str | None:
+    """Say why products of these tensors are left to PEFT's own forward; None if they are not."""
     if not torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
             return "torch.func transforms"
@@ -188,12 +194,10 @@ def can_be_fast(pair: Pair) -> bool:
     return type(pair.layer) in (Linear, FastLinear)
 
 
-def open_fast(pair: Pair, gates: tuple[Gate, Gate]) -> FastPath:
-    """Swap the class of a pair's layer and return its path."""
-    path = FastPath(pair, gates)
+def open_fast(pair: Pair, path: Path) -> None:
+    """Swap the class of a pair's layer, and let its calls take this path."""
     pair.layer.__class__ = FastLinear
     pair.layer.__dict__.setdefault(_FAST, {})[pair.adapter] = path
-    return path
 
 
 def close_fast(pair: Pair) -> None:

@@ -27,6 +27,8 @@ class Owner(Protocol):
 
     located: bool
     forward_hooks: frozenset[str]
+    instances: int
+    sampling: bool
     siblings: Siblings
     fast: dict[Pair, Any]
 

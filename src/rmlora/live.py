@@ -15,12 +15,11 @@ from rmlora.gates import Gate, can_gate, close_gates, open_gates
 from rmlora.kept_rows import KeptRows
 from rmlora.optimizers import refuse_foreign_parameters
 from rmlora.pairs import Factors, Kept, Pair, Stack
+from rmlora.sampled_layers import SampledPath
 from rmlora.siblings import Siblings
 from rmlora.stacking import stack_pairs
-from rmlora.transform import Context, ForwardContext, Rows, State
+from rmlora.transform import FORWARD_HOOKS, Context, ForwardContext, Rows, State
 from rmlora.triplet_gates import can_gate_triplets, close_triplet_gates, open_triplet_gates
-
-FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs", "blocks"})
 
 
 class LiveAdapter:
@@ -37,6 +36,7 @@ class LiveAdapter:
         stacks: the same pairs, grouped by shape.
         masks: this step's masks, per stack.
         fast: the pairs whose layers may take the fast path.
+        sampled: the pairs whose layers have a faster way to draw in evaluation.
         siblings: which of them read the same input.
         state: the chain's state, per stack.
         forward_hooks: the hooks of the method that act in the forward pass.
@@ -66,8 +66,10 @@ class LiveAdapter:
         self.stacks: list[Stack] = []
         self.masks: list[KeptRows | None] = []
         self.fast: dict[Pair, FastPath] = {}
+        self.sampled: list[Pair] = []
         self.siblings = Siblings()
         self._wants_fast = fast and not self.forward_hooks
+        self._wants_sampled = fast and method.samples and method.multiplies_features
         self.state: State = ()
         self._places: dict[Pair, tuple[int, int]] = {}
         self._identity: tuple[int, ...] = ()
@@ -88,7 +90,11 @@ class LiveAdapter:
             if can_gate(pair):
                 self.gates[pair] = open_gates(pair, self)
                 if self._wants_fast and can_be_fast(pair):
-                    self.fast[pair] = open_fast(pair, self.gates[pair])
+                    self.fast[pair] = FastPath(pair, self.gates[pair])
+                    open_fast(pair, self.fast[pair])
+                elif self._wants_sampled and can_be_fast(pair):
+                    open_fast(pair, SampledPath(pair, self.gates[pair]))
+                    self.sampled.append(pair)
             elif self.forward_hooks:
                 open_triplet_gates(pair, self)
                 self.triplets.append(pair)
@@ -104,7 +110,7 @@ class LiveAdapter:
         """Give every module its own class back."""
         for pair in self.gates:
             close_gates(pair)
-        for pair in self.fast:
+        for pair in (*self.fast, *self.sampled):
             close_fast(pair)
         for pair in self.triplets:
             close_triplet_gates(pair)

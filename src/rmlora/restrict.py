@@ -34,6 +34,11 @@ class Only(Transform):
         return self.inner.samples
 
     @property
+    def multiplies_features(self) -> bool:
+        """Whether the inner transform does."""
+        return self.inner.multiplies_features
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """As the inner transform."""
         return self.inner.needs

@@ -95,6 +95,10 @@ class ForwardContext:
     sampling: bool = False
 
 
+FORWARD_HOOKS = frozenset({"inputs", "ranks", "outputs", "blocks"})
+"""The hooks that act in the forward pass."""
+
+
 @dataclass(frozen=True)
 class Transform:
     """A link of a method; every hook here does nothing.
@@ -117,6 +121,12 @@ class Transform:
     @property
     def samples(self) -> bool:
         """Whether its forward hooks draw anew for every instance, where `ctx.sampling` says so in evaluation too."""
+        return False
+
+    @property
+    def multiplies_features(self) -> bool:
+        """Whether all its forward hooks do is to multiply each feature by a number that is the same for all rows of an
+        instance, and `inputs` and `outputs` are all it has: the engine may then multiply the factors instead."""
         return False
 
     @property

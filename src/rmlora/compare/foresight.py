@@ -12,13 +12,12 @@ from rmlora.compare.contenders import contenders
 from rmlora.compare.study import Study
 from rmlora.errors import ConfigError, MethodError
 from rmlora.heads.settings import complete_head
-from rmlora.live import FORWARD_HOOKS
 from rmlora.methods import METHODS
 from rmlora.pairs import Pair
 from rmlora.run.variants import refuse_variants
 from rmlora.stacking import stack_pairs
 from rmlora.tasks.metrics import NAMES
-from rmlora.transform import Transform
+from rmlora.transform import FORWARD_HOOKS, Transform
 
 
 def foresee_cells(study: Study) -> list[Cell]:

@@ -80,7 +80,7 @@ def _opening(study: Compiled) -> Iterator[Block]:
         f"{_plural(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). Everything is compared with {study.baseline}."
     )
     if study.files.problems:
-        yield Paragraph("Some files of this study are missing or damaged:", strong=True)
+        yield Paragraph("Not everything in this study could be read:", strong=True)
         yield Points(tuple(study.files.problems))
 
 

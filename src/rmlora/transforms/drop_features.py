@@ -104,6 +104,11 @@ class DropFeatures(Transform):
         """Yes, unless nothing is left out."""
         return self.p > 0.0
 
+    @property
+    def multiplies_features(self) -> bool:
+        """Yes: a mask is what it does."""
+        return True
+
     def hooks(self) -> frozenset[str]:
         """Nothing at p = 0; `fold` only where evaluation rescales."""
         if self.p == 0.0:
