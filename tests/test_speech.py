@@ -22,7 +22,8 @@ import rmlora
 
 Batch = dict[str, Tensor]
 NO_DROPOUT = dict.fromkeys(
-    ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop", "final_dropout"), 0.0
+    ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop", "final_dropout"),
+    0.0,
 )
 SOUND: dict[str, Any] = NO_DROPOUT | {
     "hidden_size": 32,

@@ -118,6 +118,5 @@ def find_all() -> list[Finding]:
             found.append(Finding(contrast, t_interval(points), paired_p_value(points), len(seeds)))
     adjusted = holm([one.p_value for one in found])
     return [
-        Finding(one.contrast, one.difference, one.p_value, one.seeds, p)
-        for one, p in zip(found, adjusted, strict=True)
+        Finding(one.contrast, one.difference, one.p_value, one.seeds, p) for one, p in zip(found, adjusted, strict=True)
     ]

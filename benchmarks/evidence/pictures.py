@@ -107,15 +107,22 @@ def draw_ranks(folder: Path) -> Path | None:
 
     def paint(axes: Any) -> None:
         for one, measure, name in zip(
-            axes, ("effective_rank", "orthogonality_excess"), ("effective rank of dW", "orthogonality loss of dW above its floor"),
+            axes,
+            ("effective_rank", "orthogonality_excess"),
+            ("effective rank of dW", "orthogonality loss of dW above its floor"),
             strict=True,
         ):
             for r in RANKS:
                 last = [row["last"] for arm in arms if arm.setting.r == r for row in arm.runs.values()]
                 last = [row for row in last if row.get(measure) is not None]
                 one.plot(
-                    [row[measure] for row in last], [100 * row["eval_accuracy"] for row in last], "o",
-                    markersize=3, alpha=0.6, color=COLOURS[r], label=f"R = {r}",
+                    [row[measure] for row in last],
+                    [100 * row["eval_accuracy"] for row in last],
+                    "o",
+                    markersize=3,
+                    alpha=0.6,
+                    color=COLOURS[r],
+                    label=f"R = {r}",
                 )
             one.set_xlabel(name)
             one.set_ylabel("accuracy, points")

@@ -29,8 +29,8 @@ def lines() -> Iterator[str]:
     yield (HERE / "head.md").read_text()
     yield from figure(draw_forest(FIGURES), "The classification layer alone: every method minus LoRA at the same R")
     yield from figure(draw_few_shot(FIGURES), "Whole models on few examples: every method minus LoRA at R = 8")
-    yield "Means of paired differences over five seeds, with 95% t intervals; not corrected for their number. Green lies "
-    yield "above 0, red below.\n"
+    yield "Means of paired differences over five seeds, with 95% t intervals; not corrected for their number. Green"
+    yield "lies above 0, red below.\n"
     yield "## The questions, answered\n"
     yield from answers(find_all())
     yield (HERE / "reading.md").read_text()
@@ -39,7 +39,9 @@ def lines() -> Iterator[str]:
     yield from figure(draw_heat_map(FIGURES), "Strength of the penalty against share of directions")
     yield from ablations()
     yield "## Does effective rank predict accuracy?\n"
-    yield from figure(draw_ranks(FIGURES), "Effective rank and orthogonality loss of dW against accuracy, a dot per run")
+    yield from figure(
+        draw_ranks(FIGURES), "Effective rank and orthogonality loss of dW against accuracy, a dot per run"
+    )
     yield from predictions()
     yield "## Whole models on few examples\n"
     yield from few_shot_tables()
@@ -101,7 +103,8 @@ def ablations() -> Iterator[str]:
     if not arms:
         return
     gaps = {label: (estimate, low, high) for label, estimate, low, high in differences(arms, "RM-LoRA")}
-    yield "One thing changed at a time, R = 32, four learning rates tried for each. *Learnt* is training loss at the end.\n"
+    yield "One thing changed at a time, R = 32, four learning rates tried for each. *Learnt* is training loss at the"
+    yield "end.\n"
     yield "| variant | accuracy (rate) | minus RM-LoRA | effective rank | learnt |"
     yield "|---|--:|--:|--:|--:|"
     for arm in arms:
@@ -116,8 +119,8 @@ def predictions() -> Iterator[str]:
     """Rank correlations with accuracy."""
     if not read_arms(TIER1):
         return
-    yield "Spearman's correlation with test accuracy over all methods' runs of one R; *beyond* holds the training loss still."
-    yield "Intervals resample methods with all their seeds: runs of one method are no independent evidence.\n"
+    yield "Spearman's correlation with test accuracy over all methods' runs of one R; *beyond* holds the training loss"
+    yield "still. Intervals resample methods with all their seeds: runs of one method are no independent evidence.\n"
     yield "| measure | R | runs | correlation | beyond training loss |"
     yield "|---|--:|--:|--:|--:|"
     for one in correlate_all():
@@ -153,7 +156,6 @@ def costs() -> Iterator[str]:
     for (label, r), cost in sorted(found.items(), key=lambda one: one[1]):
         yield f"| {label} | {r} | {cost:.2f} |"
     yield ""
-
 
 
 if __name__ == "__main__":
