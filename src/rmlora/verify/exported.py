@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rmlora.verify.base_model import BaseModel
 from rmlora.verify.certificate import Check
 from rmlora.verify.peft_reload import reload, weights_check
-from rmlora.verify.probe import answer, output_of, probe
+from rmlora.verify.probe import answer, distance, output_of, probe
 from rmlora.verify.subject import Subject
 
 
@@ -39,6 +39,7 @@ class Merged:
         other: inputs of another number of rows.
         expected: what the unmerged adapter gave for `inputs`.
         expected_other: and for `other`.
+        effect: how far the answers with and without the adapter are apart.
         complete: the check that every weight comes from a file.
     """
 
@@ -47,6 +48,7 @@ class Merged:
     other: dict[str, Tensor]
     expected: Tensor
     expected_other: Tensor
+    effect: float
     complete: Check
 
 
@@ -60,5 +62,7 @@ def merge(subject: Subject, base: BaseModel) -> Merged:
     missing = base.load()[1]
     inputs, other = probe(model), probe(model, rows=3)
     expected, expected_other = answer(model, inputs), answer(model, other)
+    with model.disable_adapter():
+        effect = distance(answer(model, inputs), expected)
     merged = Positional(model.merge_and_unload().eval(), tuple(inputs))
-    return Merged(merged, inputs, other, expected, expected_other, weights_check(missing))
+    return Merged(merged, inputs, other, expected, expected_other, effect, weights_check(missing))

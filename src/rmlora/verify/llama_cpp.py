@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rmlora.errors import AdapterError
 from rmlora.files import check_writable
 from rmlora.verify.base_model import BaseModel
 from rmlora.verify.certificate import Check, within
@@ -43,9 +42,11 @@ def check_llama_cpp(subject: Subject, base: BaseModel, keep: Path | None = None)
         keep: where the GGUF file shall stay; None throws it away.
 
     Raises:
-        AdapterError: the architecture is none of those known here, or a module has no counterpart.
+        AdapterError: a module has no counterpart in llama.cpp.
     """
-    dialect = dialect_of(base)
+    if base.architecture not in _ARCHITECTURES:
+        return [_unknown(base.architecture)]
+    dialect = _dialect(base)
     refused = _contents(subject, base)
     if not refused.passed:
         return [refused]
@@ -65,19 +66,14 @@ def check_llama_cpp(subject: Subject, base: BaseModel, keep: Path | None = None)
     return checks
 
 
-def dialect_of(base: BaseModel) -> Dialect:
-    """Return how llama.cpp lays out a base model.
+def _unknown(name: str) -> Check:
+    remedy = "convert it with llama.cpp's own convert_lora_to_gguf.py, or merge it and convert the model"
+    return Check("architecture", False, detail=f"{name} is none of {', '.join(sorted(_ARCHITECTURES))}", remedy=remedy)
 
-    Raises:
-        AdapterError: it is none of the architectures known here.
-    """
-    name, config = base.architecture, base.config
-    if name not in _ARCHITECTURES:
-        raise AdapterError(
-            f"{name}: conversion to GGUF is checked for {', '.join(sorted(_ARCHITECTURES))}; use llama.cpp's own "
-            "convert_lora_to_gguf.py, or merge the adapter and convert the model"
-        )
-    arch, reorders = _ARCHITECTURES[name]
+
+def _dialect(base: BaseModel) -> Dialect:
+    config = base.config
+    arch, reorders = _ARCHITECTURES[base.architecture]
     heads = config.num_attention_heads
     return Dialect(arch, (heads, config.num_key_value_heads or heads) if reorders else None, config.num_hidden_layers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def check_onnx(subject: Subject, base: BaseModel) -> list[Check]:
     """
     merged = merge(subject, base)
     try:
-        with tempfile.TemporaryDirectory(prefix="rmlora-onnx-") as folder, _quiet():
+        with tempfile.TemporaryDirectory(prefix="rmlora-onnx-") as folder, _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             file = Path(folder) / "model.onnx"
             program: Any = torch.onnx.export(capture(merged), dynamo=True, verbose=False)
             program.save(str(file), external_data=True)

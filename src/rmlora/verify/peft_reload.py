@@ -12,7 +12,7 @@ from torch import Tensor
 from rmlora.errors import AdapterError
 from rmlora.verify.base_model import BaseModel
 from rmlora.verify.certificate import Check, within
-from rmlora.verify.probe import answer, distance, probe
+from rmlora.verify.probe import allowed, answer, distance, probe
 from rmlora.verify.subject import Subject
 from rmlora.verify.update import update_of, weight_of, write_updates
 
@@ -20,10 +20,10 @@ METHOD = (
     "loaded by PeftModel.from_pretrained; outputs for random inputs held against W0 + s B A written into the weights, "
     "and against merge_and_unload in fp32 and in bf16; errors are largest differences over the largest output"
 )
-RELOAD_TOLERANCE = 1e-5
-MERGE_TOLERANCE = 1e-5
-BF16_TOLERANCE = 5e-2
-"""Of two models in bf16, whose every product keeps 8 bits; what the merge loses of dW is told beside it."""
+TOLERANCE = 1e-4
+"""Of the largest output, in fp32; a tenth of what the adapter does where that is less."""
+BF16_TOLERANCE = 2e-2
+"""Of the largest output, from fp32; twice what bf16 costs unmerged where that is more."""
 
 
 def check_peft(subject: Subject, base: BaseModel) -> list[Check]:
@@ -41,20 +41,22 @@ def check_peft(subject: Subject, base: BaseModel) -> list[Check]:
     found = answer(model, inputs)
     merged = answer(model.merge_and_unload(), inputs)
     effect = distance(without, expected)
+    limit = allowed(TOLERANCE, effect)
+    told = f"without the adapter outputs differ by {effect:.1e}" if effect else "the adapter changes no output at all"
     return [
         weights_check(missing),
         within(
             "reload equals W0 + s B A, fp32",
             distance(found, expected),
-            RELOAD_TOLERANCE,
-            f"without the adapter outputs differ by {effect:.1e}",
+            limit,
+            told,
             "adapter_config.json asks for more than plain LoRA (DoRA, a bias, a start that moves the base); save it as "
             "plain LoRA, or merge it and ship the model",
         ),
         within(
             "merge_and_unload, fp32",
             distance(merged, found),
-            MERGE_TOLERANCE,
+            limit,
             remedy="serve the adapter unmerged",
         ),
         _bf16(subject, base, expected),
@@ -109,12 +111,17 @@ def _bf16(subject: Subject, base: BaseModel, expected: Tensor) -> Check:
         wanted = update_of(merged, pair)
         got = weight_of(merged, pair.name).double() - before[pair.name].double()
         lost.append(float((got - wanted).norm() / wanted.norm().clamp(min=1e-30)))
+    unmerged = distance(apart, expected)
     told = (
-        f"rounding loses {statistics.median(lost):.0%} of dW in the median module, {max(lost):.0%} in the worst; "
-        f"from fp32, outputs are {distance(joined, expected):.1e} away merged, {distance(apart, expected):.1e} unmerged"
+        f"unmerged it is {unmerged:.1e}; rounding loses {statistics.median(lost):.1%} of dW in the median module, "
+        f"{max(lost):.1%} in the worst"
     )
     return within(
-        "merge_and_unload, bf16", distance(joined, apart), BF16_TOLERANCE, told, "merge in fp32, then cast the model"
+        "merge_and_unload, bf16, from fp32",
+        distance(joined, expected),
+        max(BF16_TOLERANCE, 2 * unmerged),
+        told,
+        "serve it unmerged, or merge and serve in fp32",
     )
 
 

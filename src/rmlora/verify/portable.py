@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -94,6 +94,7 @@ def write_portable(subject: Subject, base: BaseModel, output: Path) -> Portable:
     target = free_folder(output)
     _refuse(subject)
     check_writable(target.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
     config, tensors = plain_form(subject.adapter)
     keys = pairs_of(tensors)
     factors = {key: tensors[key] for pair in keys for key in pair}
@@ -115,8 +116,9 @@ def write_portable(subject: Subject, base: BaseModel, output: Path) -> Portable:
         write_adapter(made, config, written, subject.path)
         _write_head(made, head, base)
         error = _compare(subject, made)
-        target.rmdir() if target.is_dir() else None
-        shutil.move(made, target)
+        if target.is_dir():
+            target.rmdir()
+        os.replace(made, target)
     return Portable(target, r, float(config["lora_alpha"]), padded, rescaled, tuple(sorted(head)), revision, error)
 
 

@@ -74,5 +74,19 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-30))
 
 
+def allowed(limit: float, effect: float) -> float:
+    """Return how far outputs may be away: `limit`, or a tenth of what the adapter does where that is less.
+
+    Args:
+        limit: of the largest output.
+        effect: how far outputs with and without the adapter are apart; 0 of one that does nothing.
+
+    Example:
+        >>> allowed(1e-4, effect=0.5), allowed(1e-4, effect=1e-4), allowed(1e-4, effect=0.0)
+        (0.0001, 1e-05, 0.0001)
+    """
+    return min(limit, effect / 10) if effect > 0 else limit
+
+
 def _without_cache(model: Any) -> dict[str, bool]:
     return {"use_cache": False} if hasattr(model.config, "use_cache") else {}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from rmlora.verify.base_model import BaseModel
 from rmlora.verify.certificate import Check, within
 from rmlora.verify.exported import Merged, merge
-from rmlora.verify.probe import distance
+from rmlora.verify.probe import allowed, distance
 from rmlora.verify.subject import Subject
 
 METHOD = "merged, exported by torch.export with any number of rows, the graph run and held against PEFT unmerged, fp32"
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 
 
 def check_torch_export(subject: Subject, base: BaseModel) -> list[Check]:
@@ -36,15 +38,18 @@ def capture(merged: Merged) -> torch.export.ExportedProgram:
     """Export a merged model; the number of rows stays open."""
     rows = torch.export.Dim("rows", min=2, max=64)
     shapes = (tuple({0: rows} for _ in merged.inputs),)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, about torch's own
         return torch.export.export(merged.model, tuple(merged.inputs.values()), dynamic_shapes=shapes)
 
 
 def compared(merged: Merged, found: torch.Tensor, other: torch.Tensor, tolerance: float) -> list[Check]:
     """Make the checks of both batches."""
+    limit = allowed(tolerance, merged.effect)
+    told = f"{len(merged.expected)} rows; without the adapter outputs differ by {merged.effect:.1e}"
     return [
-        within("outputs", distance(found, merged.expected), tolerance, f"{len(merged.expected)} rows"),
-        within("outputs for more rows", distance(other, merged.expected_other), tolerance, f"{len(other)} rows"),
+        within("outputs", distance(found, merged.expected), limit, told),
+        within("outputs for more rows", distance(other, merged.expected_other), limit, f"{len(other)} rows"),
     ]
 
 

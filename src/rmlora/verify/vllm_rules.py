@@ -1,8 +1,8 @@
 """Target `vllm`: vLLM's own rules for adapters, applied to the folder. vLLM itself is not run.
 
 The rules are those of vllm-project/vllm, paraphrased: vllm/lora/peft_helper.py at
-e745bafffc44744aa601169f8c6f325e47ca7cd5 (what adapter_config.json may ask for; one scale for all modules), vllm/config/lora.py at
-a78dc92f43ae2471dd40675a47079aa1a9a157c1 (choices of max_lora_rank), vllm/lora/utils.py at
+e745bafffc44744aa601169f8c6f325e47ca7cd5 (what adapter_config.json may ask for; one scale for all modules),
+vllm/config/lora.py at a78dc92f43ae2471dd40675a47079aa1a9a157c1 (choices of max_lora_rank), vllm/lora/utils.py at
 0fd157078c53638b7ffc9ce7f2c8b8d7ef7a7d28 and vllm/lora/lora_model.py at 0306474e9d1f26d8717aad457b9511f0c9e57d60
 (names of tensors and modules). Pull request 53555 lets `score` and `classifier` be saved whole; older versions refuse
 them, and the code after it was not read.
@@ -19,7 +19,7 @@ from rmlora.verify.subject import Subject
 from rmlora.verify.vllm_architectures import LIKE_LLAMA, LLAMA_LAYERS, WITH_LORA, WITHOUT_LORA
 
 METHOD = "adapter_config.json and tensor names held against vLLM's rules as read in its source; vLLM was not run"
-RULES = "rules of 2026 (vllm/lora, see docs/verify.md)"
+RULES = "source (not run): peft_helper.py e745bafffc44, lora_model.py 0306474e9d1f"
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 SCALE_TOLERANCE = 1e-6
 PORTABLE = "rewrite it with --portable OUT"
@@ -55,7 +55,7 @@ def _architecture(base: BaseModel) -> Check:
     name = base.architecture
     if name in WITH_LORA:
         return Check("architecture", True, detail=name)
-    known = "has no LoRA in" if name in WITHOUT_LORA else "is not in the part we copied of"
+    known = "has no LoRA in" if name in WITHOUT_LORA else "is not among the text models copied from"
     return Check(
         "architecture",
         False,
