@@ -28,13 +28,14 @@ class Check:
 
 
 def within(name: str, error: float, tolerance: float, detail: str = "", remedy: str = "") -> Check:
-    """Make the check that an error is at most the tolerance; NaN is not.
+    """Make the check that an error is at most the tolerance; NaN is not. A remedy is told only where it is needed.
 
     Example:
         >>> within("dW", 1e-7, 1e-6).passed, within("dW", float("nan"), 1e-6).passed
         (True, False)
     """
-    return Check(name, error <= tolerance, error, tolerance, detail, remedy)
+    passed = error <= tolerance
+    return Check(name, passed, error, tolerance, detail, "" if passed else remedy)
 
 
 @dataclass(frozen=True)

@@ -111,11 +111,7 @@ def _updates(subject: Subject, dialect: Dialect, found: GgufLora) -> Check:
             continue
         errors[pair.name] = distance(found.update(name), _expected(pair.scale, pair.A, pair.B, dialect, pair.name))
     worst = max(errors, key=lambda name: errors[name])
-    remedy = (
-        "the GGUF file has one lora_alpha and no word of rsLoRA: rewrite the adapter with --portable OUT"
-        if errors[worst] > TOLERANCE
-        else ""
-    )
+    remedy = "the GGUF file has one lora_alpha and no word of rsLoRA: rewrite the adapter with --portable OUT"
     detail = f"{len(errors)} modules; largest at {worst}"
     return within("dW", errors[worst], TOLERANCE, f"{detail}. {_GPT2}" if dialect.arch == "gpt2" else detail, remedy)
 

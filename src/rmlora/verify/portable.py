@@ -34,9 +34,10 @@ _REFUSED = (
     "kasa_config",
 )
 _USE_HEAD = """
-## The head
+## Loading this portable form
 
-`{head}` holds what was trained whole beside the adapter, under the names of {class_name}. Put it into the base model
+`{head}` holds what was trained whole beside the adapter, under the names of
+{class_name}. Instead of any code above: put it into the base model
 first, then load the adapter:
 
 ```python

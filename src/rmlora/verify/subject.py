@@ -63,8 +63,12 @@ class Subject:
 
     @property
     def odd(self) -> tuple[str, ...]:
-        """Tensors of adapter_model.safetensors that are neither A nor B: heads, biases, magnitudes."""
+        """Tensors of adapter_model.safetensors that are neither A nor B: heads, biases, magnitudes.
+
+        Embeddings that PEFT copied beside their factors do not count: everybody passes them over.
+        """
         ends = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+        ends += (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
         return tuple(key for key in self.adapter.keys if not key.endswith(ends))
 
     def hashes(self) -> dict[str, str]:

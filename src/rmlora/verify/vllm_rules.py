@@ -120,5 +120,5 @@ def _scale(subject: Subject) -> Check:
     r = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(r) if config.get("use_rslora") else r)
     error = max(abs(scale / pair.scale - 1.0) if pair.scale else float(scale != 0.0) for pair in subject.pairs)
-    remedy = f"vLLM reads no rank_pattern and no alpha_pattern: {PORTABLE}" if error > SCALE_TOLERANCE else ""
+    remedy = f"vLLM reads no rank_pattern and no alpha_pattern: {PORTABLE}"
     return within("scale", error, SCALE_TOLERANCE, f"vLLM would apply s = {scale:g} to every module", remedy)
