@@ -139,6 +139,11 @@ def base_of(subject: Subject, given: str | None) -> BaseModel:
         AdapterError: neither names one.
     """
     name = given or subject.config.get("base_model_name_or_path")
+    if not name and (subject.path / "frozen.safetensors").is_file():
+        raise AdapterError(
+            f'the run in "{subject.path}" trained the classification layer alone, which is no adapter of a model; its '
+            "README.md has the code that uses it"
+        )
     if not name:
         raise AdapterError(f"{subject.path / 'adapter_config.json'} names no base model; give it with --model")
     return BaseModel(str(name), subject)

@@ -106,15 +106,15 @@ def _bf16(subject: Subject, base: BaseModel, expected: Tensor) -> Check:
     before = {pair.name: _base_weight(model, pair.name) for pair in subject.pairs}
     merged = model.merge_and_unload()
     joined = answer(merged, inputs)
-    lost = []
+    off = []
     for pair in subject.pairs:
         wanted = update_of(merged, pair)
         got = weight_of(merged, pair.name).double() - before[pair.name].double()
-        lost.append(float((got - wanted).norm() / wanted.norm().clamp(min=1e-30)))
+        off.append(float((got - wanted).norm() / wanted.norm().clamp(min=1e-30)))
     unmerged = distance(apart, expected)
     told = (
-        f"unmerged it is {unmerged:.1e}; rounding loses {statistics.median(lost):.1%} of dW in the median module, "
-        f"{max(lost):.1%} in the worst"
+        f"unmerged it is {unmerged:.1e}; what rounding leaves of dW is {statistics.median(off):.1%} off in the median "
+        f"module, {max(off):.1%} in the worst"
     )
     return within(
         "merge_and_unload, bf16, from fp32",

@@ -55,7 +55,7 @@ def _architecture(base: BaseModel) -> Check:
     name = base.architecture
     if name in WITH_LORA:
         return Check("architecture", True, detail=name)
-    known = "has no LoRA in" if name in WITHOUT_LORA else "is not among the text models copied from"
+    known = "stands without LoRA in" if name in WITHOUT_LORA else "is not in our copy of"
     return Check(
         "architecture",
         False,
