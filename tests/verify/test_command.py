@@ -69,7 +69,6 @@ def test_a_foreign_adapter_gets_no_card_unless_asked(tmp_path: Path) -> None:
 
 
 def test_the_gguf_file_is_kept(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
     adapter = write(tmp_path, "gpt2")
     assert runs.call("verify", adapter, "--target", "llama.cpp", "--gguf", tmp_path / "lora.gguf") == 0
     assert (tmp_path / "lora.gguf").read_bytes()[:4] == b"GGUF"

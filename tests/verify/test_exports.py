@@ -27,8 +27,6 @@ def test_the_graph_of_torch_export_gives_the_same(name: str, tmp_path: Path) -> 
     ["bert", *(pytest.param(name, marks=SLOW) for name in ("gpt2", "deberta", "vit", "llama"))],
 )
 def test_onnxruntime_gives_the_same(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     checks = check_onnx(*opened(write(tmp_path, name)))
     assert failed(checks) == []
     assert len(checks) == 3

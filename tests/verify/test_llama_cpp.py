@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("gguf")
-
 from rmlora.verify.gguf_file import Dialect, read_gguf
 from rmlora.verify.llama_cpp import check_llama_cpp
 from tests.verify.folders import failed, opened, write

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rmlora.errors import AdapterError, ConfigError
+from rmlora.errors import AdapterError
 from rmlora.modeling import check_model_name
 from rmlora.verify.subject import Subject
 
@@ -22,7 +22,7 @@ _CLASSES = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-_HEADS = ("classifier.out_proj", "classifier", "score")
+_HEADS = ("classifier.out_proj", "classifier", "score", "qa_outputs")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class BaseModel:
 
     def head_size(self) -> dict[str, int]:
         """Return the number of labels as a keyword, read off the saved head; nothing where there is none."""
-        if "Classification" not in self.class_name:
+        if "Classification" not in self.class_name and "QuestionAnswering" not in self.class_name:
             return {}
         for head in _HEADS:
             for end in ("weight", "bias"):
@@ -124,8 +124,7 @@ class BaseModel:
             return load()
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
-            remedy = "" if isinstance(error, ConfigError) else "; give its folder with --model"
-            raise AdapterError(f'cannot load the base model "{self.name}": {reason}{remedy}') from error
+            raise AdapterError(f'cannot load the base model "{self.name}": {reason} (--model gives another)') from error
 
 
 def base_of(subject: Subject, given: str | None) -> BaseModel:

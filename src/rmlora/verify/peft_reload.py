@@ -21,7 +21,7 @@ METHOD = (
     "and against merge_and_unload in fp32 and in bf16; errors are largest differences over the largest output"
 )
 TOLERANCE = 1e-4
-"""Of the largest output, in fp32; a tenth of what the adapter does where that is less."""
+"""Of the largest output, in fp32; see `allowed`."""
 BF16_TOLERANCE = 2e-2
 """Of the largest output, from fp32; twice what bf16 costs unmerged where that is more."""
 

@@ -12,6 +12,7 @@ from rmlora.errors import AdapterError
 ROWS = 2
 LENGTH = 12
 SEED = 0
+_ROUNDING = 1e-6
 
 
 def probe(model: Any, rows: int = ROWS, length: int = LENGTH) -> dict[str, Tensor]:
@@ -49,9 +50,19 @@ def probe(model: Any, rows: int = ROWS, length: int = LENGTH) -> dict[str, Tenso
 
 
 def answer(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Return what a model gives for inputs, without dropout and gradients, in float32."""
-    with torch.no_grad():
-        return output_of(model(**inputs, **_without_cache(model))).float()
+    """Return what a model gives for inputs, without dropout and gradients, in float32.
+
+    Raises:
+        AdapterError: it cannot compute them.
+    """
+    try:
+        with torch.no_grad():
+            return output_of(model(**inputs, **_without_cache(model))).float()
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"{type(model).__name__} cannot compute {', '.join(inputs)}: {reason}") from error
 
 
 def output_of(result: Any) -> Tensor:
@@ -75,7 +86,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 
 def allowed(limit: float, effect: float) -> float:
-    """Return how far outputs may be away: `limit`, or a tenth of what the adapter does where that is less.
+    """Return how far outputs may be away: `limit`, or a tenth of what the adapter does if that is less; 1e-6 at least.
 
     Args:
         limit: of the largest output.
@@ -83,9 +94,9 @@ def allowed(limit: float, effect: float) -> float:
 
     Example:
         >>> allowed(1e-4, effect=0.5), allowed(1e-4, effect=1e-4), allowed(1e-4, effect=0.0)
-        (0.0001, 1e-05, 0.0001)
+        (0.0001, 1e-05, 1e-06)
     """
-    return min(limit, effect / 10) if effect > 0 else limit
+    return min(limit, max(effect / 10, _ROUNDING))
 
 
 def _without_cache(model: Any) -> dict[str, bool]:

@@ -67,9 +67,9 @@ class Subject:
 
         Embeddings that PEFT copied beside their factors do not count: everybody passes them over.
         """
-        ends = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
-        ends += (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
-        return tuple(key for key in self.adapter.keys if not key.endswith(ends))
+        factors = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+        copies = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+        return tuple(key for key in self.adapter.keys if not key.endswith((*factors, *copies)))
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the files that make the adapter."""
