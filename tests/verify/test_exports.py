@@ -13,9 +13,7 @@ from tests.verify.folders import failed, opened, write
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "name", ["gpt2", "deberta", pytest.param("vit", marks=SLOW), pytest.param("llama", marks=SLOW)]
-)
+@pytest.mark.parametrize("name", ["gpt2", *(pytest.param(name, marks=SLOW) for name in ("deberta", "vit", "llama"))])
 def test_the_graph_of_torch_export_gives_the_same(name: str, tmp_path: Path) -> None:
     checks = check_torch_export(*opened(write(tmp_path, name)))
     assert failed(checks) == []

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import DebertaV2Model
+from peft import LoraConfig, get_peft_model
+from transformers import BertForQuestionAnswering, DebertaV2Model
 
 from rmlora.errors import AdapterError
 from rmlora.verify.peft_reload import check_peft
@@ -55,6 +56,20 @@ def test_the_share_of_a_small_update_that_bf16_loses_is_told(tmp_path: Path) -> 
 
 def test_an_adapter_that_does_nothing_is_said_to(tmp_path: Path) -> None:
     assert "changes no output" in check_peft(*opened(write(tmp_path, "bert", size=0.0)))[1].detail
+
+
+def test_what_peft_cannot_merge_is_refused_in_a_line(tmp_path: Path) -> None:
+    adapter = write(tmp_path, "llama", lora_bias=True, target_modules=["q_proj"])
+    with pytest.raises(AdapterError, match="cannot merge"):
+        check_peft(*opened(adapter))
+
+
+def test_the_head_of_question_answering_is_read_off_the_adapter(tmp_path: Path) -> None:
+    tiny.bert().save_pretrained(tmp_path / "base")  # whose own configuration has three labels
+    bare = BertForQuestionAnswering.from_pretrained(tmp_path / "base", num_labels=2)
+    model = get_peft_model(bare, LoraConfig(r=2, target_modules=["query"], task_type="QUESTION_ANS"))
+    model.save_pretrained(tmp_path / "adapter")
+    assert failed(check_peft(*opened(tmp_path / "adapter"))) == []
 
 
 def test_another_base_model_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rmlora.verify.base_model import BaseModel
 from rmlora.verify.certificate import Check
-from rmlora.verify.peft_reload import reload, weights_check
+from rmlora.verify.peft_reload import merged_into_base, reload, weights_check
 from rmlora.verify.probe import answer, distance, output_of, probe
 from rmlora.verify.subject import Subject
 
@@ -64,5 +64,5 @@ def merge(subject: Subject, base: BaseModel) -> Merged:
     expected, expected_other = answer(model, inputs), answer(model, other)
     with model.disable_adapter():
         effect = distance(answer(model, inputs), expected)
-    merged = Positional(model.merge_and_unload().eval(), tuple(inputs))
+    merged = Positional(merged_into_base(model), tuple(inputs))
     return Merged(merged, inputs, other, expected, expected_other, effect, weights_check(missing))

@@ -39,7 +39,7 @@ def check_peft(subject: Subject, base: BaseModel) -> list[Check]:
     model = reload(subject, base, torch.float32)
     inputs = probe(model)
     found = answer(model, inputs)
-    merged = answer(model.merge_and_unload(), inputs)
+    merged = answer(merged_into_base(model), inputs)
     effect = distance(without, expected)
     limit = allowed(TOLERANCE, effect)
     told = f"without the adapter outputs differ by {effect:.1e}" if effect else "the adapter changes no output at all"
@@ -88,6 +88,19 @@ def reload(subject: Subject, base: BaseModel, dtype: torch.dtype) -> Any:
         raise AdapterError(f"PEFT cannot load {subject.path} on {base.class_name}: {reason}") from error
 
 
+def merged_into_base(model: Any) -> Any:
+    """Return the base with the adapter merged in; `model` is used up.
+
+    Raises:
+        AdapterError: PEFT cannot merge it.
+    """
+    try:
+        return model.merge_and_unload().eval()
+    except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"PEFT loads this adapter, but cannot merge it: {reason}") from error
+
+
 def weights_check(missing: Sequence[str]) -> Check:
     """Make the check that every parameter comes from the base or from the adapter."""
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -104,7 +117,7 @@ def _bf16(subject: Subject, base: BaseModel, expected: Tensor) -> Check:
     inputs = probe(model)
     apart = answer(model, inputs)
     before = {pair.name: _base_weight(model, pair.name) for pair in subject.pairs}
-    merged = model.merge_and_unload()
+    merged = merged_into_base(model)
     joined = answer(merged, inputs)
     off = []
     for pair in subject.pairs:
