@@ -51,7 +51,7 @@ def test_outputs_stay_and_everything_is_uniform(tmp_path: Path, changes: dict[st
 
 
 def test_a_head_lies_beside_the_adapter_and_the_cards_code_puts_it_back(tmp_path: Path) -> None:
-    adapter = write(tmp_path, "deberta", modules_to_save=["pooler", "classifier"])
+    adapter = write(tmp_path, "deberta", target_modules=["query_proj", "value_proj"])
     subject, base = opened(adapter)
     before = reload(subject, base, torch.float32)
     with torch.no_grad():  # a head that the base has not
@@ -61,6 +61,8 @@ def test_a_head_lies_beside_the_adapter_and_the_cards_code_puts_it_back(tmp_path
     subject, base = opened(adapter)
     made = write_portable(subject, base, tmp_path / "out")
     assert "classifier.weight" in made.head
+    modules = [pair.name for pair in subject.pairs]
+    assert sorted(opened(tmp_path / "out")[0].config["target_modules"]) == sorted(modules)
     assert failed(check_peft(*opened(tmp_path / "out"))) == []
     card = (tmp_path / "out" / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", card[card.index("## Loading") :], re.DOTALL)[1]

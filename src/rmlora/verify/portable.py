@@ -110,8 +110,9 @@ def write_portable(subject: Subject, base: BaseModel, output: Path) -> Portable:
     revision = config.get("revision") or _known_commit(subject.path)
     config |= {"r": r, "lora_alpha": alpha_of(r, scale, False), "rank_pattern": {}, "alpha_pattern": {}}
     config |= {"use_rslora": False, "modules_to_save": None, "revision": revision}
-    if head:
-        config |= {"task_type": None, "auto_mapping": _mapping(base)}
+    if head:  # a task type would make PEFT ask for a saved head, and a pattern could now catch modules inside it
+        config |= {"task_type": None, "auto_mapping": _mapping(base), "target_modules": sorted(names.values())}
+        config |= {"layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}
     with tempfile.TemporaryDirectory(prefix=".portable-", dir=target.parent) as place:
         made = Path(place) / "adapter"
         write_adapter(made, config, written, subject.path)
