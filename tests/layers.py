@@ -74,6 +74,7 @@ LAYERS: dict[str, Layer] = {
     "compare": Layer(("compare",), (*LIBRARY, "package", "analysis", "tasks", "models", "train", "heads")),
     "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),
     "reproduce": Layer(("reproduce",), ("errors", "ground", "methods", "tasks", "train", "heads", "compare", "report")),
+    "verify": Layer(("verify",), ("errors", "ground", "attach", "analysis", "tasks", "models", "train")),
     "demo": Layer(("demo",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
     "bench": Layer(("bench",), (*LIBRARY, "tasks", "models", "train")),
     "cli": Layer(
@@ -89,6 +90,7 @@ LAYERS: dict[str, Layer] = {
             "compare",
             "report",
             "reproduce",
+            "verify",
             "demo",
             "bench",
         ),
