@@ -177,7 +177,7 @@ def open_executor(settings: SlurmSettings, name: str, folder: Path, threads: int
         executor = submitit.AutoExecutor(folder=folder, cluster=settings.executor)
     except RuntimeError as error:
         raise ConfigError(
-            "--backend slurm: there is no srun here; start it on a login node, or try it out with --slurm executor=local"
+            "--backend slurm: there is no srun here; start on a login node, or try it with --slurm executor=local"
         ) from error
     more = {**settings.options, "no-requeue": True}  # a job that ended early is submitted anew, and counted
     slurm = {"partition": settings.partition, "account": settings.account, "qos": settings.qos, "mem": settings.mem}
