@@ -167,7 +167,7 @@ def test_a_full_disk_and_an_unseen_folder_stop_the_study(told: Study) -> None:
         coordinator(told, blind).run(nothing)
 
 
-def test_a_cell_of_another_coordinator_is_not_asked_for_at_every_turn(told: Study) -> None:
+def test_a_cell_of_another_coordinator_is_left_to_it_as_long_as_it_lives(told: Study) -> None:
     store, turns = Store(told.folder), Counter[str]()
     first, second = (cell.id for cell in studies.cells(told))
     claimed(store, first, "of-another-coordinator")
@@ -180,8 +180,12 @@ def test_a_cell_of_another_coordinator_is_not_asked_for_at_every_turn(told: Stud
     machines = Machines(store)
     with pytest.raises(KeyboardInterrupt):
         coordinator(told, machines).run(seen)
+    assert machines.asked == {second: 1}
+    claim = store.path / "cells" / first / "claim.json"
+    assert claims.is_live(claim)
+    os.utime(claim, (1, 1))
+    coordinator(told, machines).run(nothing)
     assert machines.asked == {first: 1, second: 1}
-    assert claims.is_live(store.path / "cells" / first / "claim.json")
 
 
 def test_a_probe_tells_what_a_machine_does_not_see(told: Study, tmp_path: Path, files: tuple[Path, Path]) -> None:

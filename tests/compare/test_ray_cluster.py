@@ -8,6 +8,7 @@ import pytest
 
 from rmlora.compare.ray_backend import Cluster, check_fit
 from rmlora.compare.rows import without_times
+from rmlora.compare.running import compare
 from rmlora.errors import ConfigError
 from tests.compare import studies
 
@@ -30,9 +31,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_node_that_is_lost_takes_no_cell_with_it(
     cluster: Any, bert: Path, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    told = studies.settings(bert, files, tmp_path / "alone", training=SLOW)
-    alone = studies.started(studies.written(tmp_path / "alone.yaml", told), workers=0)
-    assert alone.wait() == 0
+    alone = compare(studies.study(bert, files, tmp_path / "alone", training=SLOW), workers=0)
     told = studies.settings(bert, files, tmp_path / "ray", training=SLOW)
     study = studies.started(studies.written(tmp_path / "ray.yaml", told), workers=2, backend="ray", gpus=0.5)
     owners = studies.wait_for(lambda: found if len(found := studies.holders(tmp_path / "ray")) == 2 else {})
@@ -40,7 +39,7 @@ def test_a_node_that_is_lost_takes_no_cell_with_it(
     studies.wait_for(lambda: sum(owner.is_running for owner in owners.values()) == 1)
     said = study.communicate()[0].decode()
     assert study.returncode == 0, said
-    assert without_times(studies.rows(tmp_path / "ray")) == without_times(studies.rows(tmp_path / "alone"))
+    assert without_times(studies.rows(tmp_path / "ray")) == without_times(alone)
     begun = [path.read_text().count(", seed ") for path in (tmp_path / "ray").glob("cells/*/log.txt")]
     assert max(begun) >= 2  # the cell that was lost was begun once more
     assert not list((tmp_path / "ray").glob("cells/*/claim.json"))

@@ -190,15 +190,15 @@ def test_without_slurm_it_says_where_to_start(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="there is no srun here; start on a login node, or try it with --slurm exec"):
         compare(studies.study(bert, files, tmp_path / "out"), backend="slurm")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_jobs_that_are_killed_or_told_to_stop_are_submitted_again(
     bert: Path, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    told = studies.settings(bert, files, tmp_path / "alone", training=SLOW)
-    assert studies.started(studies.written(tmp_path / "alone.yaml", told), workers=0).wait() == 0
-    told = studies.settings(bert, files, tmp_path / "out", training=SLOW, **LOCAL)
+    alone = compare(studies.study(bert, files, tmp_path / "alone", methods=["lora"], training=SLOW), workers=0)
+    told = studies.settings(bert, files, tmp_path / "out", methods=["lora"], training=SLOW, **LOCAL)
     study = studies.started(studies.written(tmp_path / "study.yaml", told), workers=2, backend="slurm")
     killed: dict[str, int] = {}
     for number in (signal.SIGKILL, signal.SIGUSR2):  # out of memory; out of time
@@ -208,7 +208,7 @@ def test_jobs_that_are_killed_or_told_to_stop_are_submitted_again(
         killed[cell] = owner.pid
     said = study.communicate()[0].decode()
     assert study.returncode == 0, said
-    assert without_times(studies.rows(tmp_path / "out")) == without_times(studies.rows(tmp_path / "alone"))
+    assert without_times(studies.rows(tmp_path / "out")) == without_times(alone)
     for cell in killed:
         assert (tmp_path / "out" / "cells" / cell / "log.txt").read_text().count(", seed ") >= 2
     assert not list((tmp_path / "out").glob("cells/*/claim.json"))

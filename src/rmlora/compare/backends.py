@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rmlora.compare.local import Seen, run_local
@@ -29,7 +29,7 @@ class Place:
         threads: of torch, per cell; None shares the cores of this machine, on Slurm it is 1.
         gpus: per cell; on Ray less than one is a share of one. None shares the GPUs there are, on Slurm it is none.
         retries: how often a cell whose process died is tried again; None is 1 on this machine and 3 elsewhere.
-        slurm: settings of Slurm jobs; None takes the study's.
+        slurm: settings of Slurm jobs.
     """
 
     backend: Backend = "local"
@@ -37,7 +37,7 @@ class Place:
     threads: int | None = None
     gpus: float | None = None
     retries: int | None = None
-    slurm: SlurmSettings | None = None
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
 
     def check(self) -> None:
         """Refuse what the backend cannot do, before any work.
@@ -60,9 +60,9 @@ class Place:
 
             import_ray()
         elif name == "slurm":
-            from rmlora.compare.slurm_backend import import_submitit
+            from rmlora.compare.slurm_backend import check_slurm
 
-            import_submitit()
+            check_slurm(self.slurm)
 
 
 def default_workers() -> int:
@@ -108,8 +108,7 @@ def _slurm(
     from rmlora.compare.slurm_backend import dispatcher
 
     workers = _SLURM_JOBS if place.workers is None else place.workers
-    settings = study.slurm if place.slurm is None else place.slurm
-    ready = dispatcher(study, store, settings, place.threads or 1, int(place.gpus or 0), workers, retries)
+    ready = dispatcher(study, store, place.slurm, place.threads or 1, int(place.gpus or 0), workers, retries)
     return workers, replace(ready, say=say).run
 
 

@@ -20,7 +20,7 @@ from rmlora.compare.study import Study
 from rmlora.compare.work import POLL_SECONDS, DiskFullError
 from rmlora.errors import RmloraError
 
-# A cell that another coordinator's job has is asked for again after so long.
+# A cell that another coordinator's job has is looked at again after so long.
 _HELD_SECONDS = 5.0
 
 
@@ -110,9 +110,13 @@ class Dispatcher:
             busy = {cell.id for cell, _ in running.values()}
             for cell in agenda.having("open"):
                 is_due = cell.id not in busy and not_before.get(cell.id, 0.0) <= time.monotonic()
-                if is_due and len(running) < self.workers:
-                    job = next(names)
-                    running[self.pool.submit(cell.id, job)] = cell, job
+                if not is_due or len(running) >= self.workers:
+                    continue
+                if self.store.is_held(cell):
+                    not_before[cell.id] = time.monotonic() + _HELD_SECONDS
+                    continue
+                job = next(names)
+                running[self.pool.submit(cell.id, job)] = cell, job
             for handle, ended in self.pool.ended(list(running), POLL_SECONDS):
                 cell, job = running.pop(handle)
                 if not self._settle(cell, job, ended, deaths):

@@ -62,7 +62,7 @@ def compare(
     """
     console = console or Console(quiet=True)
     store = Store(study.folder)
-    place = Place(backend, workers, threads, gpus, retries, slurm)
+    place = Place(backend, workers, threads, gpus, retries, study.slurm if slurm is None else slurm)
     place.check()
     agenda = _begin(study, store, console)
     at_once, run = prepare(place, study, store, lambda line: say(console, line))

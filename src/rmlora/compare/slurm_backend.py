@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -146,17 +147,20 @@ def _is_over(state: str) -> bool:
     return state in _OVER or state.split(" ")[0].rstrip("+") in _OVER
 
 
-def import_submitit() -> Any:
-    """Import submitit.
+def check_slurm(settings: SlurmSettings) -> None:
+    """Refuse a machine that jobs cannot be submitted from.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: submitit is not installed, or there is no Slurm here.
     """
     try:
-        import submitit
+        import submitit  # noqa: F401
     except ImportError as error:
         raise ConfigError("--backend slurm needs submitit: pip install 'rmlora[slurm]'") from error
-    return submitit
+    if settings.executor == "slurm" and shutil.which("srun") is None:
+        raise ConfigError(
+            "--backend slurm: there is no srun here; start on a login node, or try it with --slurm executor=local"
+        )
 
 
 def open_executor(settings: SlurmSettings, name: str, folder: Path, threads: int, gpus: int) -> Any:
@@ -172,13 +176,10 @@ def open_executor(settings: SlurmSettings, name: str, folder: Path, threads: int
     Raises:
         ConfigError: submitit is not installed, or there is no Slurm here.
     """
-    submitit = import_submitit()
-    try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=settings.executor)
-    except RuntimeError as error:
-        raise ConfigError(
-            "--backend slurm: there is no srun here; start on a login node, or try it with --slurm executor=local"
-        ) from error
+    check_slurm(settings)
+    import submitit
+
+    executor = submitit.AutoExecutor(folder=folder, cluster=settings.executor)
     more = {**settings.options, "no-requeue": True}  # a job that ended early is submitted anew, and counted
     slurm = {"partition": settings.partition, "account": settings.account, "qos": settings.qos, "mem": settings.mem}
     executor.update_parameters(
