@@ -17,7 +17,7 @@ from rmlora.compare.remote import Ended, Order, run_order
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
 from rmlora.compare.work import DiskFullError
-from rmlora.errors import RmloraError
+from rmlora.errors import ConfigError, RmloraError
 from rmlora.files import write_text
 from tests.compare import studies
 
@@ -156,6 +156,33 @@ def test_jobs_that_end_before_they_take_a_cell_fail_no_cell(told: Study, monkeyp
         coordinator(told, machines).run(nothing)
     assert not list(told.folder.glob("cells/*/failed.json"))
     assert len(machines.orders) <= 4
+
+
+def test_a_job_that_is_refused_while_others_run_is_submitted_later(
+    told: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_REFUSED_SECONDS", 0.0)
+    given_up = Ended(died="x")
+
+    class FullQueue(Machines):
+        places = 1
+
+        def submit(self, cell: str, job: str) -> str:
+            if len(self.orders) >= self.places:
+                self.places += 1
+                raise ConfigError("sbatch refused a job: QOSMaxSubmitJobPerUserLimit")
+            return super().submit(cell, job)
+
+    machines = FullQueue(Store(told.folder), lambda cell, number: given_up)
+    coordinator(told, machines, retries=0).run(nothing)
+    assert list(machines.asked.values()) == [1, 1]
+    assert machines.places > 1
+    for path in told.folder.glob("cells/*/failed.json"):
+        path.unlink()
+    machines = FullQueue(Store(told.folder))
+    machines.places = 0
+    with pytest.raises(ConfigError, match="QOSMax"):
+        coordinator(told, machines).run(nothing)
 
 
 def test_a_full_disk_and_an_unseen_folder_stop_the_study(told: Study) -> None:

@@ -18,17 +18,19 @@ from rmlora.compare.remote import Ended
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
 from rmlora.compare.work import POLL_SECONDS, DiskFullError
-from rmlora.errors import RmloraError
+from rmlora.errors import ConfigError, RmloraError
 
 # A cell that another coordinator's job has is looked at again after so long.
 _HELD_SECONDS = 5.0
+# A job that is refused while others run, as a queue may be full, is submitted again after so long.
+_REFUSED_SECONDS = 30.0
 
 
 class Pool(Protocol):
     """Machines that run jobs: a Ray cluster, a batch system."""
 
     def submit(self, cell: str, job: str) -> Any:
-        """Start a job for a cell; return something hashable to know it by."""
+        """Start a job for a cell; return something hashable to know it by; a ConfigError says why it is refused."""
 
     def ended(self, jobs: Sequence[Any], seconds: float) -> list[tuple[Any, Ended]]:
         """Wait for so long, or until a job has ended; return those that have."""
@@ -115,14 +117,23 @@ class Dispatcher:
                 if self.store.is_held(cell):
                     not_before[cell.id] = time.monotonic() + _HELD_SECONDS
                     continue
-                job = next(names)
-                running[self.pool.submit(cell.id, job)] = cell, job
+                if not self._submit(cell, next(names), running):
+                    not_before[cell.id] = time.monotonic() + _REFUSED_SECONDS
             for handle, ended in self.pool.ended(list(running), POLL_SECONDS):
                 cell, job = running.pop(handle)
                 if not self._settle(cell, job, ended, deaths):
                     not_before[cell.id] = time.monotonic() + _HELD_SECONDS
             agenda.look()
         seen(agenda)
+
+    def _submit(self, cell: Cell, job: str, running: dict[Any, tuple[Cell, str]]) -> bool:
+        try:
+            running[self.pool.submit(cell.id, job)] = cell, job
+        except ConfigError:
+            if not running:
+                raise
+            return False
+        return True
 
     def _settle(self, cell: Cell, job: str, ended: Ended, deaths: Deaths) -> bool:
         """Take a job's end; a cell whose jobs died too often is given up, and stops nobody.

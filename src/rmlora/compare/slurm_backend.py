@@ -6,11 +6,13 @@ pickled, and rmlora itself opens none: a job writes how it ended as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ class SlurmPool:
     order: Callable[[str, str], Order]
     probe: Probe
     is_local: bool
+    handles: list[Any] = field(default_factory=list)
     cells: dict[Any, tuple[str, str]] = field(default_factory=dict)
     over_since: dict[Any, float] = field(default_factory=dict)
     asked: float = 0.0
@@ -60,12 +63,14 @@ class SlurmPool:
             ConfigError: sbatch refuses it.
         """
         try:
-            handle = self.executor.submit(run_job, self.order(cell, job))
+            with _out_of_reach_of_ctrl_c() if self.is_local else contextlib.nullcontext():
+                handle = self.executor.submit(run_job, self.order(cell, job))
         except RuntimeError as error:  # submitit's errors are of this kind
             lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
             said = (lines or [" ".join(str(error).split())])[-1]
             raise ConfigError(f"sbatch refused a job: {said[:300]}") from error
         self.cells[handle] = cell, job
+        self.handles.append(handle)
         return handle
 
     def ended(self, jobs: Sequence[Any], seconds: float) -> list[tuple[Any, Ended]]:
@@ -83,7 +88,11 @@ class SlurmPool:
     def cancel(self, jobs: Sequence[Any]) -> None:
         """Cancel jobs, and wait for a while until they have ended."""
         for handle in jobs:
-            handle.cancel(check=False)
+            if self.is_local:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(handle.job_id), signal.SIGTERM)
+            else:
+                handle.cancel(check=False)
         left, deadline = list(jobs), time.monotonic() + _CANCEL_SECONDS
         while left and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -93,8 +102,9 @@ class SlurmPool:
     def close(self) -> None:
         """Remove the probe, and what submitit leaves beside its logs."""
         remove_probe(self.probe)
-        for path in (self.store.path / "slurm").glob("*.pkl"):
-            path.unlink(missing_ok=True)
+        for handle in self.handles:
+            for path in (handle.paths.submitted_pickle, handle.paths.result_pickle):
+                Path(path).unlink(missing_ok=True)
 
     def _ask(self, jobs: Sequence[Any], every: float) -> None:
         if jobs and not self.is_local and time.monotonic() - self.asked > every:
@@ -140,6 +150,16 @@ class SlurmPool:
             return f'{known}, left no log; does its node see "{self.store.path.resolve()}"?'
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return f"{known}: {lines[-1].strip()[:200]} (log: {log})" if lines else f"{known} (log: {log})"
+
+
+@contextlib.contextmanager
+def _out_of_reach_of_ctrl_c() -> Iterator[None]:
+    """Start processes that a terminal's Ctrl-C does not end in the middle of a line: the coordinator cancels them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _is_over(state: str) -> bool:
