@@ -32,14 +32,21 @@ def compare(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="A YAML file; see docs/compare.md.")],
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Cells run side by side; 0: in this process.", show_default="1 per GPU or 2 cores"),
+        typer.Option(
+            min=0,
+            help="Cells run side by side; 0: in this process.",
+            show_default="1 per GPU or 2 cores; ray: what fits; slurm: 16",
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each worker.", show_default="cores / workers")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each worker.", show_default="cores / workers; slurm: 1")
+    ] = None,
     backend: Annotated[
         Backend, typer.Option(help="Processes here, tasks on a Ray cluster, or Slurm jobs.")
     ] = Backend.local,
     gpus: Annotated[
-        float | None, typer.Option(help="Of each cell; on Ray 0.5 is half of one.", show_default="share")
+        float | None,
+        typer.Option(help="Of each cell; on Ray 0.5 is half of one.", show_default="ray: shared; slurm: none"),
     ] = None,
     retries: Annotated[
         int | None, typer.Option(min=0, help="Of a cell whose process died.", show_default="1; ray, slurm: 3")
