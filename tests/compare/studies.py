@@ -84,7 +84,7 @@ def holders(output: Path) -> dict[str, claims.Owner]:
     return {cell: owner for cell, owner in found.items() if owner is not None and owner.is_running}
 
 
-def wait_for(what: Callable[[], T], seconds: float = 600) -> T:
+def wait_for(what: Callable[[], T], seconds: float = 300) -> T:
     """Return what is waited for, once it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

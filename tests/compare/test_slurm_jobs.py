@@ -13,9 +13,9 @@ from tests.compare import studies
 SLOW = {"epochs": 12, "batch_size": 2, "train_eval_examples": 8}
 
 SBATCH = """
-cd {folder}; echo x >> n; n=$(wc -l < n | tr -d " ")
-cp "$1" job-$n.sh; echo "$n|RUNNING|n1" >> states
-(SLURM_JOB_ID=$n bash job-$n.sh && echo "$n|COMPLETED|n1" >> states || echo "$n|FAILED|n1" >> states) >/dev/null 2>&1 &
+at={folder}; echo x >> $at/n; n=$(wc -l < $at/n | tr -d " ")
+cp "$1" $at/job-$n.sh; echo "$n|RUNNING|n1" >> $at/states
+(SLURM_JOB_ID=$n bash $at/job-$n.sh && how=COMPLETED || how=FAILED; echo "$n|$how|n1" >> $at/states) >/dev/null 2>&1 &
 echo "Submitted batch job $n"
 """
 SRUN = """
