@@ -56,9 +56,9 @@ class Place:
         if name != "local" and self.workers == 0:
             raise ConfigError(f"--workers 0 works in this process; it does not go with --backend {name}")
         if name == "ray":
-            from rmlora.compare.ray_backend import import_ray
+            from rmlora.compare.ray_backend import check_ray
 
-            import_ray()
+            check_ray()
         elif name == "slurm":
             from rmlora.compare.slurm_backend import check_slurm
 

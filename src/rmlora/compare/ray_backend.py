@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from rmlora.errors import ConfigError, RmloraError
 
 _PROBE_SECONDS = 120
 _CANCEL_SECONDS = 10
+_CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,23 @@ def import_ray() -> Any:
     return ray
 
 
+def check_ray() -> None:
+    """Refuse a machine that cells cannot be given to Ray from.
+
+    Raises:
+        ConfigError: ray is not installed, or nobody listens at RAY_ADDRESS, which Ray would be minutes in finding out.
+    """
+    import_ray()
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f'no Ray cluster answers at RAY_ADDRESS="{address}": {reason}') from error
+
+
 def check_fit(cluster: Cluster, threads: int, gpus: float) -> None:
     """Refuse cells that no machine of the cluster has room for, as they would wait for ever.
 
@@ -210,6 +229,4 @@ def _hear(ray: Any, address: str, reference: Any, probe: Probe) -> None:
 
 
 def _look(probe: Probe) -> tuple[str, str | None]:
-    import socket
-
     return socket.gethostname(), look_for(probe)
