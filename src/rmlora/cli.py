@@ -59,6 +59,8 @@ def _fail(message: str) -> None:
 
 
 def _after_interrupt(words: list[str]) -> str:
+    if words[:1] == ["compare"]:
+        return f"interrupted: finished cells are safe; the same command goes on: rmlora {' '.join(words)}"
     if words[:1] != ["train"]:
         return "interrupted"
     again = " ".join(w for w in words if w not in ("--resume", "--overwrite"))

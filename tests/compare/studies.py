@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
 
+from rmlora.compare import claims
 from rmlora.compare.agenda import Agenda
 from rmlora.compare.cells import Cell
 from rmlora.compare.reading import make_study
@@ -16,12 +19,14 @@ from rmlora.compare.store import Store
 from rmlora.compare.study import Study
 from rmlora.errors import ConfigError
 
+T = TypeVar("T")
 RUN = """
-import sys, torch
+import json, sys, torch
 from pathlib import Path
 from rmlora.compare.reading import read_study
 from rmlora.compare.running import compare
-compare(read_study(Path(sys.argv[1])), workers=int(sys.argv[2]), threads=1, backend=sys.argv[3])
+more = json.loads(sys.argv[4])
+compare(read_study(Path(sys.argv[1])), workers=int(sys.argv[2]), threads=1, backend=sys.argv[3], **more)
 """
 
 
@@ -67,10 +72,27 @@ def cells(told: Study) -> list[Cell]:
     return agenda(told).cells
 
 
-def started(path: Path, workers: int, backend: str = "local") -> subprocess.Popen[bytes]:
+def started(path: Path, workers: int, backend: str = "local", **more: Any) -> subprocess.Popen[bytes]:
     """Run a study in a process of its own, as a user does."""
-    words = [sys.executable, "-c", RUN, str(path), str(workers), backend]
+    words = [sys.executable, "-c", RUN, str(path), str(workers), backend, json.dumps(more)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def holders(output: Path) -> dict[str, claims.Owner]:
+    """The living processes of this machine that hold cells."""
+    found = {path.parent.name: claims.read_claim(path) for path in output.glob("cells/*/claim.json")}
+    return {cell: owner for cell, owner in found.items() if owner is not None and owner.is_running}
+
+
+def wait_for(what: Callable[[], T], seconds: float = 300) -> T:
+    """Return what is waited for, once it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it never came about")
 
 
 def times(output: Path) -> dict[str, int]:

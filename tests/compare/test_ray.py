@@ -1,5 +1,7 @@
+import socket
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -34,3 +36,15 @@ def test_without_ray_the_backend_is_refused_in_a_line(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'rmlora\[ray\]'"):
         compare(studies.study(bert, files, tmp_path / "out"), workers=1, backend="ray")
+
+
+def test_an_address_at_which_nobody_listens_is_refused_before_anything_is_written(
+    bert: Path, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f'no Ray cluster answers at RAY_ADDRESS="{address}": Connection refused'):
+        compare(studies.study(bert, files, tmp_path / "out"), backend="ray")
+    assert not (tmp_path / "out").exists()

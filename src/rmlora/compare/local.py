@@ -17,14 +17,11 @@ from rmlora.compare.agenda import Agenda
 from rmlora.compare.cells import Cell
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
-from rmlora.compare.work import POLL_SECONDS, DiskFullError, work
+from rmlora.compare.work import LOST, POLL_SECONDS, DiskFullError, work
 from rmlora.compare.worker import DISK_FULL
 from rmlora.errors import RmloraError
 
 Seen = Callable[[Agenda], None]
-
-# A worker that dies in a cell may have been killed for no fault of the cell; one that dies there again was not.
-_DEATHS = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Worker:
         return lines[-1] if lines else f"exit code {self.process.returncode}"
 
 
-def run_local(study: Study, store: Store, workers: int, threads: int, seen: Seen) -> None:
+def run_local(study: Study, store: Store, workers: int, threads: int, seen: Seen, retries: int = 1) -> None:
     """Run what is left of a study on this machine.
 
     Args:
@@ -50,6 +47,8 @@ def run_local(study: Study, store: Store, workers: int, threads: int, seen: Seen
         workers: number of processes; 0 works in this one, which a debugger can follow.
         threads: of torch, in each process.
         seen: called with the agenda each time it has been read.
+        retries: how often a cell in which a worker died is tried again: a worker may have been killed for no fault of
+            the cell.
 
     Raises:
         DiskFullError: there is no space left.
@@ -63,7 +62,7 @@ def run_local(study: Study, store: Store, workers: int, threads: int, seen: Seen
     try:
         while agenda.having("open") or team:
             seen(agenda)
-            team = [worker for worker in team if not _has_ended(worker, agenda, deaths)]
+            team = [worker for worker in team if not _has_ended(worker, agenda, deaths, retries)]
             wanted = min(workers, len(agenda.having("open")) + agenda.waiting)
             free = sorted(set(range(workers)) - set(range(len(team))))
             team += [_start(store, threads, number) for number in free[: max(0, wanted - len(team))]]
@@ -96,12 +95,12 @@ def _device(number: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if len(devices) > 1 else {}
 
 
-def _has_ended(worker: Worker, agenda: Agenda, deaths: Counter[str]) -> bool:
+def _has_ended(worker: Worker, agenda: Agenda, deaths: Counter[str], retries: int) -> bool:
     """Look after one worker; what it died of is noted with the cell it had."""
     code = worker.process.poll()
     if code is None:
         return False
-    if code == 0:
+    if code in (0, LOST):
         return True
     if code == DISK_FULL:
         raise DiskFullError(worker.last_line())
@@ -109,12 +108,16 @@ def _has_ended(worker: Worker, agenda: Agenda, deaths: Counter[str]) -> bool:
     key = "" if cell is None else cell.id
     deaths[key] += 1
     how = f"signal {-code}" if code < 0 else worker.last_line()
-    if deaths[key] >= _DEATHS:
+    if deaths[key] > retries:
         if cell is None:
             raise RmloraError(f"the workers end at once: {how}")
         agenda.store.claim(cell).unlink(missing_ok=True)
-        agenda.store.fail(cell, f"the process that ran it died twice ({how}); was it out of memory?")
+        agenda.store.fail(cell, f"the process that ran it died {_times(deaths[key])} ({how}); was it out of memory?")
     return True
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def _held_by(pid: int, agenda: Agenda) -> Cell | None:

@@ -7,101 +7,226 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
-from collections import Counter
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rmlora.compare.agenda import Agenda
-from rmlora.compare.cells import Cell
-from rmlora.compare.local import Seen
+from rmlora.compare.dispatch import Dispatcher
+from rmlora.compare.probe import Probe, has_answered, leave_probe, look_for, remove_probe
+from rmlora.compare.remote import Ended, Order, run_order
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
-from rmlora.compare.work import POLL_SECONDS, DiskFullError, run_cell
-from rmlora.errors import ConfigError
-from rmlora.run.sources import KeptSources
+from rmlora.errors import ConfigError, RmloraError
 
-_DEATHS = 2
-_KEPT: dict[str, KeptSources] = {}
+_PROBE_SECONDS = 120
+_CANCEL_SECONDS = 10
+_CONNECT_SECONDS = 10
 
 
-def run_ray(study: Study, store: Store, workers: int, threads: int, seen: Seen) -> None:
-    """Run what is left of a study as Ray tasks, on the cluster of RAY_ADDRESS or on one started here.
+@dataclass(frozen=True)
+class Cluster:
+    """What a Ray cluster has, as far as cells need it.
+
+    Attributes:
+        ray: the library, connected.
+        cpus: of each machine.
+        gpus: of each machine, in the same order.
+    """
+
+    ray: Any
+    cpus: tuple[float, ...]
+    gpus: tuple[float, ...]
+
+    def workers(self, threads: int, gpus: float) -> int:
+        """Return how many cells fit side by side."""
+        pairs = zip(self.cpus, self.gpus, strict=True)
+        return sum(int(min(c / threads, g / gpus if gpus else c) + 1e-6) for c, g in pairs)
+
+
+@dataclass(frozen=True)
+class RayPool:
+    """A Ray cluster that runs cells.
+
+    Attributes:
+        ray: the library, connected.
+        task: the remote function with its resources.
+        order: what every task is told, but for cell and job.
+    """
+
+    ray: Any
+    task: Any
+    order: Callable[[str, str], Order]
+
+    def submit(self, cell: str, job: str) -> Any:
+        """Start a task."""
+        return self.task.remote(self.order(cell, job))
+
+    def ended(self, jobs: Sequence[Any], seconds: float) -> list[tuple[Any, Ended]]:
+        """Wait for a task to end."""
+        if not jobs:
+            time.sleep(seconds)
+            return []
+        finished, _ = self.ray.wait(list(jobs), timeout=seconds)
+        return [(reference, self._end_of(reference)) for reference in finished]
+
+    def cancel(self, jobs: Sequence[Any]) -> None:
+        """Kill the tasks, and wait for a while until they are gone."""
+        for reference in jobs:
+            self.ray.cancel(reference, force=True)
+        self.ray.wait(list(jobs), num_returns=len(jobs), timeout=_CANCEL_SECONDS)
+
+    def close(self) -> None:
+        """Nothing is left behind."""
+
+    def _end_of(self, reference: Any) -> Ended:
+        try:
+            ended: Ended = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+            is_own = isinstance(error, self.ray.exceptions.RayTaskError)  # its last line is Python's, others' the first
+            said = (lines[-1] if is_own else lines[0]) if lines else ""
+            return Ended(had_cell=False, died=f"{type(error).__name__}: {said}"[:300])
+        return ended
+
+
+def connect(workers: int, threads: int) -> Cluster:
+    """Connect to the cluster of RAY_ADDRESS, or start one here.
 
     Args:
-        study: as written in the folder.
-        store: its folder.
-        workers: tasks side by side; on GPUs they share them evenly, so 4 workers on 2 GPUs take half a GPU each.
-        threads: of torch in each task, and CPUs each task asks for.
-        seen: called with the agenda each time it has been read.
+        workers: cells side by side on a cluster that is started here.
+        threads: CPUs each of them takes.
 
     Raises:
-        ConfigError: ray is not installed.
-        DiskFullError: there is no space left.
+        ConfigError: ray is not installed, or no cluster answers.
     """
-    ray = _connect(workers, threads)
-    gpus = float(ray.cluster_resources().get("GPU", 0))
-    share = min(1.0, gpus / max(1, workers))
-    task = ray.remote(run_one).options(num_cpus=threads, num_gpus=share, max_retries=0)
-    agenda, deaths = Agenda(study, store).look(), Counter[str]()
-    running: dict[Any, Cell] = {}
-    while agenda.having("open") or running:
-        seen(agenda)
-        asked = {cell.id for cell in running.values()}
-        for cell in agenda.having("open"):
-            if cell.id not in asked and len(running) < max(1, workers):
-                running[task.remote(str(store.path.resolve()), os.getcwd(), cell.id, threads)] = cell
-        finished, _ = ray.wait(list(running), timeout=POLL_SECONDS) if running else ([], [])
-        for reference in finished:
-            _collect(ray, reference, running.pop(reference), store, deaths)
-        if not running:
-            time.sleep(POLL_SECONDS)
-        agenda.look()
-    seen(agenda)
+    ray = import_ray()
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        where: dict[str, Any] = {} if address else {"num_cpus": max(1, workers) * threads}
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if not address:
+                raise
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(f'no Ray cluster answers at RAY_ADDRESS="{address}": {said}') from error
+    living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(ray, *(tuple(float(has.get(kind, 0)) for has in living) for kind in ("CPU", "GPU")))
 
 
-def run_one(folder: str, directory: str, cell_id: str, threads: int) -> str | None:
-    """Run one cell in a Ray worker, which keeps data and model for its next one.
+def import_ray() -> Any:
+    """Import Ray.
 
-    Returns:
-        Nothing, or what to say of a full disk: everything else is in the files.
+    Raises:
+        ConfigError: it is not installed.
     """
-    import torch
-
-    from rmlora.compare.reading import read_study
-
-    os.chdir(directory)
-    torch.set_num_threads(threads)
-    store = Store(Path(folder))
-    study = read_study(store.study)
-    cell = next(cell for cell in Agenda(study, store).look().cells if cell.id == cell_id)
-    try:
-        run_cell(study, store, cell, _KEPT.setdefault(folder, KeptSources()))
-    except DiskFullError as error:
-        return str(error)
-    return None
-
-
-def _connect(workers: int, threads: int) -> Any:
     try:
         import ray
     except ImportError as error:
         raise ConfigError("--backend ray needs Ray: pip install 'rmlora[ray]'") from error
-    if not ray.is_initialized():
-        where: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(1, workers) * threads}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **where)
     return ray
 
 
-def _collect(ray: Any, reference: Any, cell: Cell, store: Store, deaths: Counter[str]) -> None:
-    """Take a task's end; a cell whose process dies twice is given up."""
-    try:
-        full = ray.get(reference)
-    except ray.exceptions.RayError as error:
-        deaths[cell.id] += 1
-        if deaths[cell.id] >= _DEATHS and store.state(cell) == "open":
-            lines = str(error).strip().splitlines()
-            store.fail(cell, f"its Ray task died twice: {lines[-1] if lines else type(error).__name__}")
+def check_ray() -> None:
+    """Refuse a machine that cells cannot be given to Ray from.
+
+    Raises:
+        ConfigError: ray is not installed, or nobody listens at RAY_ADDRESS, which Ray would be minutes in finding out.
+    """
+    import_ray()
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f'no Ray cluster answers at RAY_ADDRESS="{address}": {reason}') from error
+
+
+def check_fit(cluster: Cluster, threads: int, gpus: float) -> None:
+    """Refuse cells that no machine of the cluster has room for, as they would wait for ever.
+
+    Args:
+        cluster: as it is now.
+        threads: CPUs of a cell.
+        gpus: of a cell; less than one is a share of one.
+
+    Raises:
+        ConfigError: no machine has as many.
+    """
+    if cluster.workers(threads, gpus) > 0:
         return
-    if full is not None:
-        raise DiskFullError(full)
+    most = max(zip(cluster.gpus, cluster.cpus, strict=True), default=(0.0, 0.0))
+    raise ConfigError(
+        f"no machine of the Ray cluster has {threads} CPUs and {gpus:g} GPUs for a cell (the largest: {most[1]:g} and "
+        f"{most[0]:g}); give --threads or --gpus"
+    )
+
+
+def dispatcher(
+    study: Study, store: Store, cluster: Cluster, threads: int, gpus: float, workers: int, retries: int
+) -> Dispatcher:
+    """Make ready what runs a study on a cluster; see `Dispatcher`.
+
+    Args:
+        study: as written in the folder.
+        store: its folder.
+        cluster: as `connect` returned it.
+        threads: CPUs of a cell.
+        gpus: of a cell.
+        workers: cells side by side.
+        retries: how often a cell whose task died is tried again.
+
+    Raises:
+        RmloraError: a machine does not see the study's folder, a model or a data file.
+    """
+    check_nodes(study, store, cluster.ray)
+    task = cluster.ray.remote(run_order).options(num_cpus=threads, num_gpus=gpus, max_retries=0)
+    folder, directory = str(store.path.resolve()), os.getcwd()
+    pool = RayPool(cluster.ray, task, lambda cell, job: Order(folder, directory, cell, threads, job))
+    return Dispatcher(study, store, pool, max(1, workers), retries)
+
+
+def check_nodes(study: Study, store: Store, ray: Any) -> None:
+    """Have every machine of the cluster look for a probe in the study's folder, and answer there.
+
+    Raises:
+        RmloraError: one does not see the folder, a model or a data file, or does not answer.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe, look = leave_probe(study, store), ray.remote(_look)
+    try:
+        asked = {}
+        for node in ray.nodes():
+            if node["Alive"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                asked[node["NodeManagerAddress"], node["NodeID"]] = look.options(
+                    num_cpus=0, scheduling_strategy=there
+                ).remote(probe)
+        for (address, _), reference in asked.items():
+            _hear(ray, address, reference, probe)
+    finally:
+        remove_probe(probe)
+
+
+def _hear(ray: Any, address: str, reference: Any, probe: Probe) -> None:
+    shared = "the study, its models and its data must be on a shared file system"
+    try:
+        host, unseen = ray.get(reference, timeout=_PROBE_SECONDS)
+    except ray.exceptions.RayError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise RmloraError(
+            f"machine {address} of the Ray cluster cannot run rmlora: {lines[-1] if lines else type(error).__name__}"
+        ) from error
+    if unseen is not None:
+        raise RmloraError(f"machine {address} of the Ray cluster: {unseen}: {shared}")
+    if not has_answered(probe, host):
+        raise RmloraError(f"what machine {address} of the Ray cluster writes is not seen here: {shared}")
+
+
+def _look(probe: Probe) -> tuple[str, str | None]:
+    return socket.gethostname(), look_for(probe)

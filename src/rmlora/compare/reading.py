@@ -17,7 +17,14 @@ from rmlora.config_source import read_config
 from rmlora.errors import ConfigError, RmloraError, nearest
 from rmlora.methods import METHODS
 
-_GROUPS = ("selection", "lora", "head", "training", "evaluation")  # left empty they mean their defaults, as in a run
+_GROUPS = (
+    "selection",
+    "lora",
+    "head",
+    "training",
+    "evaluation",
+    "slurm",
+)  # left empty they mean their defaults, as in a run
 
 
 def read_study(path: Path) -> Study:

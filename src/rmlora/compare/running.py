@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from rich.console import Console
 
 from rmlora.compare.agenda import Agenda, write_choices
+from rmlora.compare.backends import Backend, Place, prepare
 from rmlora.compare.budget import show_budget
 from rmlora.compare.contenders import contenders
 from rmlora.compare.inference_budget import budget_lines
 from rmlora.compare.inputs import note_inputs
-from rmlora.compare.local import run_local
 from rmlora.compare.progress import ShowGrid, cell_line
 from rmlora.compare.rows import Row, write_rows
+from rmlora.compare.slurm_settings import SlurmSettings
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
 from rmlora.errors import RmloraError
 from rmlora.files import check_writable, write_text
 from rmlora.run.trainer import quieten
 from rmlora.run.wording import say
-
-Backend = Literal["local", "ray"]
 
 
 def compare(
@@ -32,6 +30,9 @@ def compare(
     workers: int | None = None,
     threads: int | None = None,
     backend: Backend = "local",
+    gpus: float | None = None,
+    retries: int | None = None,
+    slurm: SlurmSettings | None = None,
     console: Console | None = None,
 ) -> list[Row]:
     """Run what is missing of a study, and write its rows.
@@ -41,50 +42,38 @@ def compare(
 
     Args:
         study: as `rmlora.compare.reading.read_study` returns it.
-        workers: cells run side by side; None takes one per GPU, or one per two cores; 0 works in this process.
+        workers: cells run side by side; None takes one per GPU, or one per two cores, or what fits on the cluster; 0
+            works in this process.
         threads: of torch, per worker; None shares the cores. The last digits of a result can depend on it.
-        backend: "local" for worker processes, "ray" for tasks on a Ray cluster.
+        backend: "local" for worker processes, "ray" for tasks on a Ray cluster, "slurm" for batch jobs.
+        gpus: per cell, on Ray and Slurm; see `rmlora.compare.backends.Place`, also for what None means there.
+        retries: how often a cell whose process died is tried again.
+        slurm: settings of Slurm jobs instead of the study's.
         console: where to say what happens; None says nothing.
 
     Returns:
         The rows of all finished cells, as in rows.jsonl.
 
     Raises:
+        ConfigError: the backend's package is missing, or an option does not suit it.
         StateError: a model or data file has changed since the study began.
         DiskFullError: there is no space left.
         RmloraError: the folder cannot be written, or some cells failed; all others are finished then.
     """
     console = console or Console(quiet=True)
     store = Store(study.folder)
-    workers = default_workers() if workers is None else workers
-    threads = threads or max(1, (os.cpu_count() or 1) // max(1, workers))
+    place = Place(backend, workers, threads, gpus, retries, study.slurm if slurm is None else slurm)
+    place.check()
     agenda = _begin(study, store, console)
-    shown = ShowGrid(console, workers)
-    seen = _Follow(shown)
+    at_once, run = prepare(place, study, store, lambda line: say(console, line))
+    shown = ShowGrid(console, at_once)
     restore = quieten()
     try:
         with shown:
-            if backend == "ray":
-                from rmlora.compare.ray_backend import run_ray
-
-                run_ray(study, store, workers, threads, seen)
-            else:
-                run_local(study, store, workers, threads, seen)
+            run(_Follow(shown))
     finally:
         restore()
     return _end(agenda.look(), console)
-
-
-def default_workers() -> int:
-    """Return how many cells to run side by side on this machine.
-
-    Example:
-        >>> default_workers() >= 1
-        True
-    """
-    import torch
-
-    return torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // 2)
 
 
 class _Follow:

@@ -19,6 +19,7 @@ State = Literal["open", "done", "failed", "diverged"]
 
 # Written about a cell, not by its run.
 _ABOUT = ("claim.json", "log.txt", "failed.json", "files.json", ".takeover")
+_OF_OTHERS = (".claim-", ".clock-")  # what processes that would like the cell hold for a moment
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Store:
     def chosen(self) -> Path:
         """The learning rate of each group, and what it was chosen by."""
         return self.path / "chosen.json"
+
+    @property
+    def jobs(self) -> Path:
+        """How the jobs of a coordinator ended, until it has read it."""
+        return self.path / "jobs"
 
     @property
     def environment(self) -> Path:
@@ -95,6 +101,11 @@ class Store:
         """Return what a finished cell found, or None."""
         return read_record(self.folder(cell) / "result.json") if self.state(cell) == "done" else None
 
+    def steps(self, cell: Cell) -> int:
+        """Return the step of an open cell's last checkpoint, from which it would go on; 0 without one."""
+        checkpoint = RunFolder(self.folder(cell)).checkpoint()
+        return 0 if checkpoint is None else checkpoint_step(checkpoint)
+
     def prepare(self, cell: Cell) -> Path:
         """Make a claimed cell's folder ready: an earlier attempt's checkpoint stays if it is sound, else nothing does.
 
@@ -106,7 +117,7 @@ class Store:
         self.failure(cell).unlink(missing_ok=True)
         if not _can_go_on(RunFolder(folder)):
             for path in folder.iterdir():
-                if path.name not in _ABOUT:
+                if path.name not in _ABOUT and not path.name.startswith(_OF_OTHERS):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         (folder / "files.json").unlink(missing_ok=True)
         write_text(folder / "config.yaml", config)

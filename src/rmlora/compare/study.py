@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from rmlora.compare.slurm_settings import SlurmSettings
 from rmlora.config import DataConfig, EvaluationSettings, HeadSettings, LoraSettings, Section, Task, TrainingConfig
 
 
@@ -72,6 +73,7 @@ class Study(Section):
     evaluation: EvaluationSettings = Field(
         default_factory=EvaluationSettings, description="As in a run; of the methods that drop at random."
     )
+    slurm: SlurmSettings = Field(default_factory=SlurmSettings, description=str(SlurmSettings.__doc__))
     keep_weights: Literal["adapters", "all", "none"] = Field(
         default="adapters", description="Weights that stay in the folders of finished cells."
     )

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import sys
 import threading
 import time
 import traceback
@@ -24,6 +25,7 @@ from rmlora.errors import RmloraError
 from rmlora.run.sources import KeptSources, Sources
 
 POLL_SECONDS = 0.3
+LOST = 4  # exit code of a process whose cell was taken over
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_BYTES = 2**16
 
@@ -55,8 +57,17 @@ def work(study: Study, store: Store, seen: Callable[[Agenda], None] = lambda age
             time.sleep(POLL_SECONDS)
 
 
-def run_cell(study: Study, store: Store, cell: Cell, sources: Sources) -> bool:
+def run_cell(study: Study, store: Store, cell: Cell, sources: Sources, job: str = "") -> bool:
     """Run one cell, if nobody else does or did.
+
+    If somebody else takes the cell over meanwhile, since this process gave no sign of life for long, it ends at once.
+
+    Args:
+        study: of the cell.
+        store: its folder.
+        cell: to be run.
+        sources: where examples and model come from.
+        job: what a coordinator calls this process.
 
     Returns:
         Whether it was run, with whatever outcome.
@@ -65,13 +76,14 @@ def run_cell(study: Study, store: Store, cell: Cell, sources: Sources) -> bool:
         DiskFullError: there is no space left; the cell stays open.
     """
     claim = store.claim(cell)
-    if not claims.take(claim):
+    if not claims.take(claim, job):
         return False
     try:
         if store.state(cell) != "open":
             return False
         folder = store.prepare(cell)
-        with store.log(cell).open("a", encoding="utf-8", buffering=1) as log, _said_to(log), claims.renewed(claim):
+        beating = claims.renewed(claim, lambda: _give_way(cell))
+        with store.log(cell).open("a", encoding="utf-8", buffering=1) as log, _said_to(log), beating:
             _run(study, store, cell, folder, sources, log)
         return True
     except OSError as error:
@@ -122,6 +134,14 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _give_way(cell: Cell) -> None:
+    """End this process: whoever has taken the cell over writes to the same files."""
+    if sys.__stderr__ is not None:
+        sys.__stderr__.write(f"{cell.title}: taken over by another process, as this one was silent for long; it ends\n")
+        sys.__stderr__.flush()
+    os._exit(LOST)
 
 
 @contextlib.contextmanager

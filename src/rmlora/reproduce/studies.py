@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import get_args
 
+from rmlora.compare.backends import default_workers
 from rmlora.compare.reading import make_study
-from rmlora.compare.running import default_workers
 from rmlora.compare.study import Study
 from rmlora.config import Task
 from rmlora.errors import ConfigError
