@@ -75,6 +75,7 @@ LAYERS: dict[str, Layer] = {
     "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),
     "reproduce": Layer(("reproduce",), ("errors", "ground", "methods", "tasks", "train", "heads", "compare", "report")),
     "demo": Layer(("demo",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
+    "doctor": Layer(("doctor",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
     "bench": Layer(("bench",), (*LIBRARY, "tasks", "models", "train")),
     "cli": Layer(
         ("cli", "__main__", "commands"),
@@ -90,6 +91,7 @@ LAYERS: dict[str, Layer] = {
             "report",
             "reproduce",
             "demo",
+            "doctor",
             "bench",
         ),
     ),
