@@ -46,6 +46,16 @@ def _seen(logits: Tensor, mask: Tensor | None) -> Tensor:
     return logits.cpu()
 
 
+def apart(gap: float) -> str:
+    """Say how far apart outputs are.
+
+    Example:
+        >>> apart(0.0), apart(2e-3)
+        ('outputs are equal', 'outputs differ by 2e-03 of the largest')
+    """
+    return f"outputs differ by {gap:.0e} of the largest" if gap else "outputs are equal"
+
+
 def gap(found: Outputs, expected: Outputs) -> float:
     """Return the largest difference of two models' outputs over the largest output, infinite where one is no number.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from rmlora.doctor.failures import FAILURES
 from rmlora.doctor.outputs import gap, logits_of
 from rmlora.run.plan import Plan
 
@@ -17,7 +19,7 @@ def padding_gap(plan: Plan) -> float | None:
         plan: of the run; its model is only asked.
 
     Returns:
-        The largest difference over the largest output; None for images and where all examples are of one length.
+        The largest difference over the largest output; None for images and where all examples are of one length. Infinite if the model fails on one of them.
     """
     if plan.config.task == "image-classification":
         return None
@@ -27,8 +29,11 @@ def padding_gap(plan: Plan) -> float | None:
     short, long = lengths.index(min(lengths)), lengths.index(max(lengths))
     if lengths[short] == lengths[long]:
         return None
-    alone = logits_of(plan.model, plan, [examples[short]])
-    beside = logits_of(plan.model, plan, [examples[short], examples[long]])
+    try:
+        alone = logits_of(plan.model, plan, [examples[short]])
+        beside = logits_of(plan.model, plan, [examples[short], examples[long]])
+    except FAILURES:
+        return math.inf
     return gap({name: _cut(value[:1], alone[name], plan.processor) for name, value in beside.items()}, alone)
 
 

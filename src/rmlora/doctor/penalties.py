@@ -1,4 +1,4 @@
-"""The penalties of methods, written down once more as a loss, so that autograd can say what a step should have added."""
+"""Penalties of methods written once more as a loss: autograd then says what a step should have added."""
 
 from __future__ import annotations
 

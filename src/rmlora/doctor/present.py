@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,11 +36,10 @@ def summary(findings: Sequence[Finding]) -> str:
 
     Example:
         >>> summary([Finding("a", "ok", ""), Finding("b", "warning", "")])
-        'No problem, 1 warning. The output folder was not touched.'
+        'No problem, 1 warning (b). The output folder was not touched.'
     """
-    counts = Counter(finding.verdict for finding in findings)
-    told = [_count(counts["problem"], "problem"), _count(counts["warning"], "warning")]
-    return f"{', '.join(told).capitalize()}. The output folder was not touched."
+    told = [_count(findings, "problem"), _count(findings, "warning")]
+    return f"{', '.join(told)}. The output folder was not touched.".replace("no", "No", 1)
 
 
 def as_object(findings: Sequence[Finding], config: dict[str, Any]) -> dict[str, Any]:
@@ -54,5 +52,8 @@ def as_object(findings: Sequence[Finding], config: dict[str, Any]) -> dict[str, 
     return {"verdict": worst(findings), "findings": [finding.to_dict() for finding in findings], "config": config}
 
 
-def _count(number: int, name: str) -> str:
-    return f"{number or 'no'} {name}" + ("s" if number > 1 else "")
+def _count(findings: Sequence[Finding], verdict: str) -> str:
+    names = [finding.check for finding in findings if finding.verdict == verdict]
+    if not names:
+        return f"no {verdict}"
+    return f"{len(names)} {verdict}{'s' if len(names) > 1 else ''} ({', '.join(names)})"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rmlora.doctor.failures import FAILURES, wording
 from rmlora.doctor.outputs import gap, logits_of
 from rmlora.doctor.subject import Saved
 from rmlora.modeling import load_model
@@ -15,7 +16,6 @@ from rmlora.run.plan import Plan
 from rmlora.run.weights import save_weights
 
 _BATCH = 8
-_FAILURES = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
 def save_and_reload(plan: Plan, initial: Mapping[str, Tensor], folder: Path) -> Saved:
@@ -28,8 +28,8 @@ def save_and_reload(plan: Plan, initial: Mapping[str, Tensor], folder: Path) -> 
     """
     held_out = plan.encoded["eval"]
     examples = [held_out[i] for i in range(min(_BATCH, len(held_out)))]
-    expected = logits_of(plan.model, plan, examples)
     try:
+        expected = logits_of(plan.model, plan, examples)
         save_weights(plan, initial, folder)
         stored = _read(folder)
         lacking, num_whole = _compare_whole(plan, stored)
@@ -37,8 +37,8 @@ def save_and_reload(plan: Plan, initial: Mapping[str, Tensor], folder: Path) -> 
         found = logits_of(model, plan, examples)
         silent = _silent(stored) if plan.handle is not None else ()
         merge_gap = _merge(model, plan, examples, found) if plan.handle is not None else None
-    except _FAILURES as error:
-        return Saved(failure=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    except FAILURES as error:
+        return Saved(failure=wording(error))
     return Saved(lacking, num_whole, silent, gap(found, expected), merge_gap)
 
 

@@ -28,9 +28,8 @@ class Step:
         kept: which directions learn; only pairs that mask some.
         before: copies before the optimizer moved them.
         after: copies after it, and after all the method did.
-        task: gradients the optimizer was given, after any clipping and before the method acted; None where absent.
+        task: gradients after any clipping, before the method and the optimizer act; None where absent.
         final: gradients it went by.
-        scale: what both are multiplied by (1 but for a fused optimizer under fp16).
         lr: highest learning rate of the groups.
         others: norm of the final gradient of every other trainable parameter, by its full name; None where absent.
         moments: the optimizer's moments of the pairs, before and after; only where directions are masked.
@@ -43,7 +42,6 @@ class Step:
     after: dict[str, Two] = field(default_factory=dict)
     task: dict[str, Two | None] = field(default_factory=dict)
     final: dict[str, Two | None] = field(default_factory=dict)
-    scale: float = 1.0
     lr: float = 0.0
     others: dict[str, float | None] = field(default_factory=dict)
     moments: list[dict[str, dict[str, Two]]] = field(default_factory=list)
@@ -70,7 +68,7 @@ class WatchSteps(TrainerCallback):  # type: ignore[misc]
         self.steps: list[Step] = []
         self.seconds: list[float] = []
         self.optimizer: Any = None
-        self._hooks: list[Any] = []
+        self._hook: Any = None
         self._begun = 0.0
         self._watched = 0.0
 
@@ -78,28 +76,19 @@ class WatchSteps(TrainerCallback):  # type: ignore[misc]
         """Look over the optimizer's shoulder."""
         optimizer = kwargs["optimizer"]
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
-        # Hooks of the optimizer itself run before those that rmlora has on all optimizers.
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-            self.optimizer.register_step_post_hook(lambda *_: self._after_step()),
-        ]
+        self._hook = self.optimizer.register_step_post_hook(lambda *_: self._after_step())
         self._begun = _now()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember factors and masks."""
         begun = _now()
         kept = {} if self.handle is None else {pair.name: mask for pair, mask in self.handle.masks()}
-        self.steps.append(Step(state.global_step, kept, {pair.name: _copies(pair) for pair in self.pairs}))
+        step = Step(state.global_step, kept, {pair.name: _copies(pair) for pair in self.pairs})
+        step.task = {pair.name: _gradients(pair) for pair in self.pairs}
+        step.lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
+        self.steps.append(step)
         if kept:
             self.steps[-1].moments.append(self._moments())
-        self._watched += _now() - begun
-
-    def _before_step(self) -> None:
-        begun, step = _now(), self.steps[-1]
-        scale = getattr(self.optimizer, "grad_scale", None)
-        step.scale = 1.0 if scale is None else float(scale)
-        step.lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
-        step.task = {pair.name: _gradients(pair) for pair in self.pairs}
         self._watched += _now() - begun
 
     def _after_step(self) -> None:
@@ -108,7 +97,7 @@ class WatchSteps(TrainerCallback):  # type: ignore[misc]
         step.final = {pair.name: _gradients(pair) for pair in self.pairs}
         ours = {id(parameter) for pair in self.pairs for parameter in pair.parameters}
         step.others = {
-            name: None if parameter.grad is None else float(parameter.grad.norm()) / step.scale
+            name: None if parameter.grad is None else float(parameter.grad.norm())
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad and id(parameter) not in ours
         }
@@ -136,8 +125,8 @@ class WatchSteps(TrainerCallback):  # type: ignore[misc]
 
     def close(self) -> None:
         """Look away."""
-        for hook in self._hooks:
-            hook.remove()
+        if self._hook is not None:
+            self._hook.remove()
 
     def _moments(self) -> dict[str, dict[str, Two]]:
         return {pair.name: _moments_of(self.optimizer, pair) for pair in self.pairs}

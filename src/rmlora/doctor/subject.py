@@ -61,7 +61,7 @@ class Subject:
         losses: of each, as the trainer logs them.
         optimizer: that trained them; None if none was built.
         failure: what stopped the steps; empty if nothing did.
-        evaluated: what the trainer's evaluation of some held-out examples returned.
+        evaluated: what the trainer's evaluation of some held-out examples returned, or what stopped it.
         num_evaluated: how many.
         padding_gap: largest difference that padding makes to an output, over the largest output; None if not tried.
         saved: the adapter on disk; None after a failure.
@@ -73,7 +73,7 @@ class Subject:
     losses: tuple[float, ...] = ()
     optimizer: Any = None
     failure: str = ""
-    evaluated: Mapping[str, float] | None = None
+    evaluated: Mapping[str, float] | str = ""
     num_evaluated: int = 0
     padding_gap: float | None = None
     saved: Saved | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -12,20 +13,18 @@ from typing import Any
 import torch
 
 from rmlora.config import RunConfig
+from rmlora.doctor.failures import FAILURES, wording
 from rmlora.doctor.padding import padding_gap
 from rmlora.doctor.reloaded import save_and_reload
 from rmlora.doctor.steps import NUM_STEPS, WatchSteps
 from rmlora.doctor.subject import Cost, Subject
-from rmlora.errors import ConfigError, RmloraError
+from rmlora.errors import ConfigError
 from rmlora.run.arguments import check_trackers
 from rmlora.run.choice import complete
 from rmlora.run.plan import Plan, make_plan
 from rmlora.run.trainer import make_trainer
 from rmlora.run.weights import initial_factors
 from rmlora.tasks.encode import head_of
-
-# What a batch can do to a model, or a model to a device; what is no fault of the run is not caught.
-_FAILURES = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError)
 
 
 def try_run(config: RunConfig, steps: int = NUM_STEPS) -> Subject:
@@ -46,6 +45,8 @@ def try_run(config: RunConfig, steps: int = NUM_STEPS) -> Subject:
             "rmlora doctor takes steps through the whole model, and scope=head trains a layer on cached features; "
             "run it: it takes seconds"
         )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("rmlora doctor looks at one process; start it without torchrun")
     config = complete(config)
     check_trackers(config.training.report_to)
     with tempfile.TemporaryDirectory(prefix="rmlora-doctor-") as folder:
@@ -61,23 +62,22 @@ def _moved(config: RunConfig, folder: str) -> RunConfig:
 
 
 def _take_steps(plan: Plan, folder: Path, count: int) -> Subject:
-    initial = initial_factors(plan)
+    initial, forward = initial_factors(plan), plan.model.__dict__.get("forward")
     watch = WatchSteps(plan.model, plan.handle, count)
     plan.arguments.logging_strategy, plan.arguments.logging_steps = "steps", 1
     trainer = make_trainer(plan, [watch])
     _forget_peak()
     try:
         trainer.train()
-    except _FAILURES as error:
-        if isinstance(error, RmloraError):
-            raise
-        return Subject(plan, tuple(watch.steps), optimizer=watch.optimizer, failure=_wording(error))
+    except FAILURES as error:
+        return Subject(plan, tuple(watch.steps), optimizer=watch.optimizer, failure=wording(error))
     finally:
         watch.close()
     peak = _peak()
     losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     evaluated, number, seconds = _evaluate(trainer, plan)
     trainer.optimizer.zero_grad()
+    _undress(plan.model, forward)
     return Subject(
         plan,
         tuple(watch.steps),
@@ -91,18 +91,24 @@ def _take_steps(plan: Plan, folder: Path, count: int) -> Subject:
     )
 
 
-def _evaluate(trainer: Any, plan: Plan) -> tuple[Mapping[str, float], int, float]:
+def _evaluate(trainer: Any, plan: Plan) -> tuple[Mapping[str, float] | str, int, float]:
     """Evaluate one batch of the held-out part as the run would."""
     training = plan.config.training
     some = head_of(plan.encoded["eval"], training.eval_batch_size, training.seed)
     begun = time.perf_counter()
-    found = trainer.evaluate(eval_dataset={"eval": some})
+    try:
+        found = trainer.evaluate(eval_dataset={"eval": some})
+    except FAILURES as error:
+        found = wording(error)
     return found, len(some), time.perf_counter() - begun
 
 
-def _wording(error: Exception) -> str:
-    told = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+def _undress(model: Any, forward: Any) -> None:
+    """Take the trainer's autocast off the model, so that outputs can be compared in float32."""
+    for name in ("forward", "_original_forward"):
+        model.__dict__.pop(name, None)
+    if forward is not None:
+        model.forward = forward
 
 
 def _forget_peak() -> None:

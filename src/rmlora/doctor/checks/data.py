@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from rmlora.doctor.finding import Finding
+from rmlora.doctor.outputs import apart
 from rmlora.doctor.subject import Subject
 from rmlora.tasks.completions import IGNORED
 
@@ -13,7 +14,9 @@ _INVARIANT = 1e-3
 
 def metric_exists(subject: Subject) -> Finding:
     """Tell whether evaluation gives a loss and the metric that decides the best epoch."""
-    metric, found = subject.plan.metric, subject.evaluated or {}
+    metric, found = subject.plan.metric, subject.evaluated
+    if isinstance(found, str):
+        return Finding("metric", "problem", f"evaluation stopped with {found}", "look at the held-out examples")
     wanted = {"loss": found.get("eval_eval_loss"), metric: found.get(f"eval_eval_{metric}")}
     absent = [name for name, value in wanted.items() if value is None]
     if absent:
@@ -77,7 +80,7 @@ def padding_is_inert(subject: Subject) -> Finding:
     gap = subject.padding_gap
     if gap is None:
         return Finding("padding", "skipped", "nothing is padded, or all examples have one length")
-    seen = f"an example alone and beside a longer one: outputs differ by {gap:.0e} of the largest"
+    seen = f"an example alone and beside a longer one: {apart(gap)}"
     if gap > _INVARIANT:
         remedy = "attention_mask or pad_token_id does not fit the model: results would depend on the batch"
         return Finding("padding", "problem", seen, remedy, {"gap": gap})

@@ -25,7 +25,7 @@ def forecast(subject: Subject) -> Finding:
     examples = num_evaluated(subject)
     seconds = steps * step + evaluations * examples * (cost.eval_seconds or 0.0)
     seen = (
-        f"about {duration(seconds)}: {steps} steps of {step:.2g} s and {evaluations} evaluations of {examples} examples"
+        f"about {duration(seconds)}: {steps} steps of {step:.2g} s, {evaluations} times {examples} examples evaluated"
         f"; {_memory(cost)}; an estimate from {len(cost.step_seconds)} steps"
     )
     values = {

@@ -57,7 +57,8 @@ def head_learns(subject: Subject) -> Finding:
     plan = subject.plan
     if not plan.heads:
         return Finding("head learns", "skipped", "no module is new")
-    learning, frozen = [], []
+    learning: list[str] = []
+    frozen: list[str] = []
     for name, parameter in plan.model.named_parameters():
         inside = [head for head in plan.heads if f".{head}." in f".{name}."]
         if inside and ".original_module." not in name and "lora_" not in name and ".base_layer." not in name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 
 from rmlora.doctor.finding import Finding
 from rmlora.doctor.penalties import expected_gradients, penalties_of, rewriters_of
@@ -24,6 +25,8 @@ def penalty_counted_once(subject: Subject) -> Finding:
     steps = [step for step in subject.taken if penalties_of(links, step.number)]
     if not steps:
         return Finding("penalty", "skipped", f"method {plan.config.method} adds none, or its weight is 0")
+    if plan.config.training.precision == "fp16":
+        return Finding("penalty", "skipped", "a gradient scaler rescales gradients while the penalty is added")
     others = rewriters_of(links)
     if others:
         return Finding("penalty", "skipped", f"{others[0]} rewrites gradients, so what was added cannot be told apart")
@@ -37,7 +40,7 @@ def penalty_counted_once(subject: Subject) -> Finding:
 
 def _judge(name: str, found: list[dict[str, float]]) -> Finding:
     worst = max(found, key=lambda row: abs(row["times"] - 1) + row["error"])
-    share = max(row["share"] for row in found)
+    share = found[-1]["share"]  # at the first step the other factor may be zero, and with it the task's gradient
     values = {"times": worst["times"], "error": worst["error"], "share": share}
     if worst["times"] < 0.5 * _ONCE:
         remedy = "the method is not attached to this optimizer: rmlora.attach(model, method, optimizer=...)"
@@ -49,8 +52,10 @@ def _judge(name: str, found: list[dict[str, float]]) -> Finding:
     if worst["error"] > _ONCE:
         seen = f"{name}: what was added differs from autograd's gradient by {worst['error']:.1%}"
         return Finding("penalty", "problem", seen, "something else adds to the gradients at the optimizer step", values)
-    seen = f"{name}: added once (to {max(worst['error'], abs(worst['times'] - 1)):.0e}), {share:.1e} of the task's gradient"
-    if not LEAST <= share <= MOST:
+    apart = max(worst["error"], abs(worst["times"] - 1))
+    told = f"{share:.1e} of the task's gradient" if share < math.inf else "the task has no gradient here yet"
+    seen = f"{name}: added once (to {apart:.0e}), {told}"
+    if share < math.inf and not LEAST <= share <= MOST:
         remedy = f"change the weight: between {LEAST:g} and {MOST:g} of the task's gradient both act"
         return Finding("penalty", "warning", seen, remedy, values)
     return Finding("penalty", "ok", seen, values=values)
@@ -66,8 +71,9 @@ def _compare(subject: Subject, step: Step) -> dict[str, float]:
         if final is None or task is None:
             continue
         for want, last, own in zip(wanted, final, task, strict=True):
-            own = own.double().flatten(1) / step.scale
-            added = last.double().flatten(1) / step.scale - own
+            own = own.double().flatten(1)
+            # A mask that acts at the step itself takes the task's gradient out too.
+            added = torch.where(want.ne(0), last.double().flatten(1) - own, 0.0)
             product += float((added * want).sum())
             size += float(want.square().sum())
             added_size += float(added.square().sum())

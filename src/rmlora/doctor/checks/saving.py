@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rmlora.doctor.finding import Finding
+from rmlora.doctor.outputs import apart
 from rmlora.doctor.subject import Saved, Subject
 
 _EQUAL = 1e-4
@@ -35,7 +36,8 @@ def reload_is_equal(subject: Subject) -> Finding:
         return Finding(
             "reload", "problem", seen, "the parameters saved are not those trained: look at what shards the model"
         )
-    seen = f"saved, loaded by PEFT alone: outputs differ by {saved.gap:.0e} of the largest"
+    loader = "transformers" if subject.plan.handle is None else "PEFT"
+    seen = f"saved, loaded by {loader} alone: {apart(saved.gap)}"
     values = {"gap": saved.gap, "tolerance": _EQUAL}
     if saved.gap > _EQUAL:
         remedy = "something that acts in forward is not in the file: a new module, a changed base weight, a scale"
@@ -48,7 +50,7 @@ def merge_is_equal(subject: Subject) -> Finding:
     saved = _of(subject)
     if saved.failure or saved.merge_gap is None:
         return Finding("merge", "skipped", "there is nothing to merge")
-    seen = f"W + s B A in float32: outputs differ by {saved.merge_gap:.0e} of the largest"
+    seen = f"W + s B A in float32: {apart(saved.merge_gap)}"
     values = {"gap": saved.merge_gap, "tolerance": _MERGED}
     if saved.merge_gap > _MERGED:
         return Finding("merge", "warning", seen, "serve the adapter unmerged", values)

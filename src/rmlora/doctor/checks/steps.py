@@ -18,7 +18,7 @@ def steps_run(subject: Subject) -> Finding:
             "steps",
             "problem",
             f"step {done + 1} stopped with {subject.failure}",
-            "less memory: training.batch_size, training.gradient_checkpointing; else look at the first batch of data",
+            _remedy(subject.failure),
             {"done": done},
         )
     skipped = len(subject.steps) - len(subject.taken)
@@ -52,6 +52,14 @@ def numbers_finite(subject: Subject) -> Finding:
     return Finding(
         "numbers", "ok", f"losses {', '.join(map(str, losses))}; all gradients finite", values={"losses": losses}
     )
+
+
+def _remedy(failure: str) -> str:
+    if "out of memory" in failure:
+        return "lower training.batch_size, or set training.gradient_checkpointing=true"
+    if failure.startswith("IndexError"):
+        return "a text may be longer than the model's positions: lower data.max_length"
+    return "look at the settings it names, and at the first batch of the data"
 
 
 def _is_number(value: float | None) -> bool:
