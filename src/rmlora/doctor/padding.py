@@ -19,7 +19,8 @@ def padding_gap(plan: Plan) -> float | None:
         plan: of the run; its model is only asked.
 
     Returns:
-        The largest difference over the largest output; None for images and where all examples are of one length. Infinite if the model fails on one of them.
+        The largest difference over the largest output; None for images and where all examples are of one length;
+        infinite if the model fails on one of them.
     """
     if plan.config.task == "image-classification":
         return None

@@ -38,8 +38,8 @@ def summary(findings: Sequence[Finding]) -> str:
         >>> summary([Finding("a", "ok", ""), Finding("b", "warning", "")])
         'No problem, 1 warning (b). The output folder was not touched.'
     """
-    told = [_count(findings, "problem"), _count(findings, "warning")]
-    return f"{', '.join(told)}. The output folder was not touched.".replace("no", "No", 1)
+    told = ", ".join(_count(findings, verdict) for verdict in ("problem", "warning"))
+    return f"{told[0].upper()}{told[1:]}. The output folder was not touched."
 
 
 def as_object(findings: Sequence[Finding], config: dict[str, Any]) -> dict[str, Any]:

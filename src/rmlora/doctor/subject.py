@@ -61,6 +61,7 @@ class Subject:
         losses: of each, as the trainer logs them.
         optimizer: that trained them; None if none was built.
         failure: what stopped the steps; empty if nothing did.
+        warned: what rmlora itself warned of meanwhile.
         evaluated: what the trainer's evaluation of some held-out examples returned, or what stopped it.
         num_evaluated: how many.
         padding_gap: largest difference that padding makes to an output, over the largest output; None if not tried.
@@ -73,6 +74,7 @@ class Subject:
     losses: tuple[float, ...] = ()
     optimizer: Any = None
     failure: str = ""
+    warned: tuple[str, ...] = ()
     evaluated: Mapping[str, float] | str = ""
     num_evaluated: int = 0
     padding_gap: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from rmlora.doctor.padding import padding_gap
 from rmlora.doctor.reloaded import save_and_reload
 from rmlora.doctor.steps import NUM_STEPS, WatchSteps
 from rmlora.doctor.subject import Cost, Subject
-from rmlora.errors import ConfigError
+from rmlora.errors import ConfigError, RmloraWarning
 from rmlora.run.arguments import check_trackers
 from rmlora.run.choice import complete
 from rmlora.run.plan import Plan, make_plan
@@ -49,10 +50,13 @@ def try_run(config: RunConfig, steps: int = NUM_STEPS) -> Subject:
         raise ConfigError("rmlora doctor looks at one process; start it without torchrun")
     config = complete(config)
     check_trackers(config.training.report_to)
-    with tempfile.TemporaryDirectory(prefix="rmlora-doctor-") as folder:
+    with tempfile.TemporaryDirectory(prefix="rmlora-doctor-") as folder, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", RmloraWarning)
         plan = make_plan(_moved(config, folder))
-        # What is said of the run is said of the run, not of its stand-in.
-        return replace(_take_steps(plan, Path(folder), steps), plan=replace(plan, config=config))
+        subject = _take_steps(plan, Path(folder), steps)
+    said = tuple(dict.fromkeys(str(w.message) for w in told if issubclass(w.category, RmloraWarning)))
+    # What is said of the run is said of the run, not of its stand-in.
+    return replace(subject, plan=replace(plan, config=config), warned=said)
 
 
 def _moved(config: RunConfig, folder: str) -> RunConfig:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from torch import nn
+
 from rmlora.doctor.finding import Finding
 from rmlora.doctor.outputs import apart
 from rmlora.doctor.subject import Subject
@@ -73,6 +75,36 @@ def _without_end(subject: Subject) -> int:
     labels = collate("causal-lm", tokenizer)(rows)["labels"]
     learnt = [row[row != IGNORED] for row in labels]
     return sum(len(row) == 0 or int(row[-1]) != tokenizer.eos_token_id for row in learnt)
+
+
+def lengths_fit(subject: Subject) -> Finding:
+    """Tell whether the longest example has a position for every token, in whatever batch it may come."""
+    plan = subject.plan
+    if plan.config.task == "image-classification":
+        return Finding("lengths", "skipped", "images have none")
+    longest = max(len(example["input_ids"]) for part in plan.encoded.values() for example in part)
+    room = _positions(plan.model)
+    if room is None:
+        return Finding("lengths", "ok", f"longest example {longest} tokens; the model numbers no positions")
+    seen = f"longest example {longest} tokens, the model has {room} positions"
+    if longest > room:
+        return Finding(
+            "lengths", "problem", seen, f"data.max_length={room}, or less", {"longest": longest, "room": room}
+        )
+    return Finding("lengths", "ok", seen, values={"longest": longest, "room": room})
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Rows of the model's table of positions that stand for one; None if it has no such table."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.split(".")[-1] in (
+            "position_embeddings",
+            "wpe",
+            "embed_positions",
+        ):
+            # RoBERTa counts positions from behind its padding's.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def padding_is_inert(subject: Subject) -> Finding:

@@ -35,10 +35,17 @@ def penalty_counted_once(subject: Subject) -> Finding:
     if not found:
         remedy = "raise the weight; at B = 0 it acts on A alone"
         return Finding("penalty", "problem", f"its gradient is 0 in all {len(steps)} steps", remedy)
-    return _judge(", ".join(penalties_of(links, steps[0].number)), found)
+    return judge(", ".join(penalties_of(links, steps[0].number)), found)
 
 
-def _judge(name: str, found: list[dict[str, float]]) -> Finding:
+def judge(name: str, found: list[dict[str, float]]) -> Finding:
+    """Say what comparisons mean.
+
+    Args:
+        name: of the penalty.
+        found: of each step: `size`, its squared gradient by autograd; `times` this was added; `error`, what else was
+            added, relative; `share`, its norm over that of the task's gradient.
+    """
     worst = max(found, key=lambda row: abs(row["times"] - 1) + row["error"])
     share = found[-1]["share"]  # at the first step the other factor may be zero, and with it the task's gradient
     values = {"times": worst["times"], "error": worst["error"], "share": share}

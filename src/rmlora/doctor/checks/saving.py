@@ -39,7 +39,7 @@ def reload_is_equal(subject: Subject) -> Finding:
     loader = "transformers" if subject.plan.handle is None else "PEFT"
     seen = f"saved, loaded by {loader} alone: {apart(saved.gap)}"
     values = {"gap": saved.gap, "tolerance": _EQUAL}
-    if saved.gap > _EQUAL:
+    if not saved.gap <= _EQUAL:
         remedy = "something that acts in forward is not in the file: a new module, a changed base weight, a scale"
         return Finding("reload", "problem", seen, remedy, values)
     return Finding("reload", "ok", seen, values=values)
@@ -52,7 +52,7 @@ def merge_is_equal(subject: Subject) -> Finding:
         return Finding("merge", "skipped", "there is nothing to merge")
     seen = f"W + s B A in float32: {apart(saved.merge_gap)}"
     values = {"gap": saved.merge_gap, "tolerance": _MERGED}
-    if saved.merge_gap > _MERGED:
+    if not saved.merge_gap <= _MERGED:
         return Finding("merge", "warning", seen, "serve the adapter unmerged", values)
     return Finding("merge", "ok", seen, values=values)
 

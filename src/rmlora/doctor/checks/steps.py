@@ -62,6 +62,13 @@ def _remedy(failure: str) -> str:
     return "look at the settings it names, and at the first batch of the data"
 
 
+def nothing_warned(subject: Subject) -> Finding:
+    """Repeat what rmlora itself warned of while the steps were taken."""
+    if not subject.warned:
+        return Finding("warnings", "ok", "rmlora gave none")
+    return Finding("warnings", "warning", "; ".join(subject.warned), "as it says", {"warned": list(subject.warned)})
+
+
 def _is_number(value: float | None) -> bool:
     return value is None or math.isfinite(value)
 
