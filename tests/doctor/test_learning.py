@@ -1,13 +1,18 @@
 """What should learn and does not: each property broken on purpose, named after the thread it would have caught."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rmlora.config_source import resolve
 from rmlora.doctor import trial
 from rmlora.doctor.checks.learning import factors_moved
 from rmlora.doctor.checks.steps import numbers_finite
+from rmlora.errors import RmloraWarning
+from rmlora.run.choice import complete
+from rmlora.run.plan import make_plan
 from rmlora.transforms import MaskDirections
 from tests.doctor.cases import Ward, after_planning, troubles
 
@@ -49,6 +54,24 @@ def test_a_factor_that_is_no_number_and_one_that_waits_too_long(ward: Ward) -> N
     found = factors_moved(subject)
     assert found.verdict == "warning"
     assert "A in 0; A stands still" in found.seen
+
+
+def test_lerobot_3459_a_fresh_adapter_instead_of_the_one_to_go_on_with(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def forget(plan: Any) -> None:
+        plan.pairs[5].parameters[1].data.zero_()
+
+    plan = make_plan(complete(resolve(ward.settings(method="lora"))))
+    for pair in plan.pairs:
+        pair.parameters[1].data.fill_(0.01)
+    with pytest.warns(RmloraWarning, match="never saw an optimizer step"):
+        plan.model.save_pretrained(tmp_path)
+    assert ward.visit(init_adapter=str(tmp_path))["start"].verdict == "ok"
+    after_planning(monkeypatch, forget)
+    found = ward.visit(init_adapter=str(tmp_path))["start"]
+    assert found.verdict == "problem"
+    assert found.values["other"] == [plan.pairs[5].name]
 
 
 def test_rm_lora_authors_a_frozen_head(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:

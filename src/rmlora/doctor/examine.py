@@ -11,6 +11,7 @@ from rmlora.doctor.checks.masks import masked_stayed
 from rmlora.doctor.checks.penalty import penalty_counted_once
 from rmlora.doctor.checks.saving import heads_saved, merge_is_equal, reload_is_equal
 from rmlora.doctor.checks.settings import dtypes_are_safe, scale_is_sane
+from rmlora.doctor.checks.start import starts_from_adapter
 from rmlora.doctor.checks.steps import nothing_warned, numbers_finite, steps_run
 from rmlora.doctor.finding import Finding
 from rmlora.doctor.subject import Subject
@@ -24,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     steps_run,
     nothing_warned,
     numbers_finite,
+    starts_from_adapter,
     factors_moved,
     masked_stayed,
     head_learns,

@@ -21,7 +21,8 @@ Two = tuple[Tensor, Tensor]
 
 @dataclass
 class Step:
-    """One optimizer step. Of every pair, by its name, the two parameters (A and B; of VeRA its vectors d and b).
+    """One optimizer step. Of every pair, by its name, the two parameters (A and B; of VeRA its vectors d and b), in
+    main memory.
 
     Attributes:
         number: optimizer steps before it.
@@ -82,7 +83,8 @@ class WatchSteps(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember factors and masks."""
         begun = _now()
-        kept = {} if self.handle is None else {pair.name: mask for pair, mask in self.handle.masks()}
+        masks = () if self.handle is None else self.handle.masks()
+        kept = {pair.name: Kept(mask.A.cpu(), mask.B.cpu()) for pair, mask in masks}
         step = Step(state.global_step, kept, {pair.name: _copies(pair) for pair in self.pairs})
         step.task = {pair.name: _gradients(pair) for pair in self.pairs}
         step.lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
@@ -138,8 +140,13 @@ def _now() -> float:
     return time.perf_counter()
 
 
+def _copy(value: Tensor) -> Tensor:
+    """Copy to main memory, so that a GPU's peak is the run's own."""
+    return value.detach().to("cpu", copy=True)
+
+
 def _copies(pair: Pair) -> Two:
-    A, B = (parameter.detach().clone() for parameter in pair.parameters)
+    A, B = (_copy(parameter) for parameter in pair.parameters)
     return A, B
 
 
@@ -147,13 +154,13 @@ def _gradients(pair: Pair) -> Two | None:
     A, B = (parameter.grad for parameter in pair.parameters)
     if A is None and B is None:
         return None
-    found = [torch.zeros_like(p) if g is None else g.clone() for g, p in zip((A, B), pair.parameters, strict=True)]
-    return found[0], found[1]
+    first, second = pair.parameters
+    return _copy(torch.zeros_like(first) if A is None else A), _copy(torch.zeros_like(second) if B is None else B)
 
 
 def _moments_of(optimizer: Any, pair: Pair) -> dict[str, Two]:
     A, B = (
-        {k: v.clone() for k, v in optimizer.state.get(p, {}).items() if isinstance(v, Tensor) and v.shape == p.shape}
+        {k: _copy(v) for k, v in optimizer.state.get(p, {}).items() if isinstance(v, Tensor) and v.shape == p.shape}
         for p in pair.parameters
     )
     return {name: (A[name], B[name]) for name in A.keys() & B.keys()}
