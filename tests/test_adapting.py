@@ -125,6 +125,13 @@ def test_modules_that_cannot_be_adapted_are_refused_in_one_line(tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["lora", "rm-lora", "polar"])
+def test_more_directions_than_a_layer_has_are_refused(tmp_path: Path, data: TaskData, method: str) -> None:
+    loaded, config = load(runs.save_bert(tmp_path / "bert"), data, method=method, lora={"r": 33})
+    with pytest.raises(ConfigError, match=r"lora\.r=33, but bert\..+ has a weight of 32 x 32; give at most 32"):
+        add_adapter(loaded, config)
+
+
 def test_the_config_is_plain_peft(tmp_path: Path, data: TaskData) -> None:
     loaded, config = load(runs.save_bert(tmp_path / "m"), data, lora={"r": 4, "lora_dropout": 0.1, "use_rslora": True})
     made = lora_config(loaded, config)

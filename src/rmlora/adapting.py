@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def add_adapter(loaded: Loaded, config: RunConfig) -> Any:
         check_fits(Path(config.init_adapter), loaded, config.model)
         return peft.PeftModel.from_pretrained(loaded.model, config.init_adapter, is_trainable=True)
     try:
-        return peft.get_peft_model(loaded.model, lora_config(loaded, config))
+        plain = lora_config(loaded, config)
+        refuse_too_many_directions(loaded.model, plain.target_modules, config.lora.r)
+        return peft.get_peft_model(loaded.model, plain)
     except (ValueError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -78,6 +81,30 @@ def lora_config(loaded: Loaded, config: RunConfig) -> Any:
         init_lora_weights=settings.init_lora_weights,
         **rank_patterns(loaded, targets, settings),
     )
+
+
+def refuse_too_many_directions(model: nn.Module, targets: Iterable[str], r: int) -> None:
+    """Refuse more directions than a linear layer has inputs and outputs: no update of it could use them.
+
+    Args:
+        model: without adapter.
+        targets: full names of the modules that are to get one.
+        r: directions of each.
+
+    Raises:
+        ConfigError: names the first such layer and its size.
+
+    Example:
+        >>> refuse_too_many_directions(nn.Sequential(nn.Linear(4, 2)), ["0"], r=4)
+    """
+    for name in targets:
+        weight = getattr(model.get_submodule(name), "weight", None)
+        if weight is not None and weight.dim() == 2 and r > max(weight.shape):
+            rows, columns = weight.shape
+            raise ConfigError(
+                f"lora.r={r}, but {name} has a weight of {rows} x {columns}; give at most {min(rows, columns)}, or "
+                "leave the module out of lora.target_modules"
+            )
 
 
 def rank_patterns(loaded: Loaded, targets: list[str], settings: LoraSettings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rmlora.adapting import lora_config
+from rmlora.adapting import lora_config, refuse_too_many_directions
 from rmlora.combine import Chain
 from rmlora.config import RunConfig
 from rmlora.errors import ConfigError
@@ -43,6 +43,7 @@ def add_triplets(loaded: Loaded, config: RunConfig, method: Chain, num_steps: in
     refuse_variants("adalora", "ADALORA", config.lora)
     link = next(link for link in method.links if isinstance(link, AllocateBudget))
     plain = lora_config(loaded, config)
+    refuse_too_many_directions(loaded.model, plain.target_modules, config.lora.r)
     target = config.lora.r if link.target_r is None else link.target_r
     first = math.ceil(START * target)
     total = num_steps if link.total_steps is None else link.total_steps

@@ -1,0 +1,122 @@
+"""What was asked before the runs, as pairs of arms, and what the paired differences say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmlora.compare.arms import Arm, sort_into_arms
+from rmlora.compare.statistics import Interval, holm, pair_by_seed, paired_p_value, t_interval
+
+HERE = Path(__file__).resolve().parent
+TIER1, STRENGTH, ABLATIONS = "tier1-methods", "tier1-strength", "tier1-ablations"
+FEW_SHOT = ("banking77-16", "rte-256")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One arm by name.
+
+    Attributes:
+        block: the study its rows are of.
+        label: of the method there.
+        r: directions per module; None for a method without.
+    """
+
+    block: str
+    label: str
+    r: int | None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A question of one setting: does the first side score higher than the second?"""
+
+    question: str
+    where: str
+    first: Side
+    second: Side
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the runs say.
+
+    Attributes:
+        contrast: what was asked.
+        difference: first minus second, paired by seed, in points, with its 95% t interval.
+        p_value: of the paired t test.
+        p_adjusted: after Holm, over all findings of the page.
+        seeds: how many pairs.
+    """
+
+    contrast: Contrast
+    difference: Interval
+    p_value: float
+    seeds: int
+    p_adjusted: float = float("nan")
+
+    @property
+    def verdict(self) -> str:
+        """Better, worse or no evidence, after Holm at 5%."""
+        if not self.p_adjusted <= 0.05:
+            return "no evidence"
+        return "better" if self.difference.estimate > 0 else "worse"
+
+
+def read_arms(block: str) -> list[Arm]:
+    """The arms of a block; none where it has not been run. Full fine-tuning is in every r."""
+    path = HERE / "rows" / block / "rows.jsonl"
+    return sort_into_arms(map(json.loads, path.read_text().splitlines())) if path.is_file() else []
+
+
+def find_arm(side: Side) -> Arm | None:
+    """The arm a side names, if it was run."""
+    arms = (arm for arm in read_arms(side.block) if arm.label == side.label)
+    return next((arm for arm in arms if side.r is None or arm.setting.r == side.r), None)
+
+
+def contrasts() -> Iterator[Contrast]:
+    """All that was asked, in the order of the page."""
+    for r in (8, 16, 32, 64):
+        for question, first, second in (
+            ("Does the penalty help?", "R-LoRA", "LoRA"),
+            ("Does the mask help?", "GM-LoRA", "LoRA"),
+            ("Do both together?", "RM-LoRA", "LoRA"),
+            ("Does the mask add to the penalty?", "RM-LoRA", "R-LoRA"),
+        ):
+            yield Contrast(question, f"classification layer, R = {r}", Side(TIER1, first, r), Side(TIER1, second, r))
+    for task in FEW_SHOT:
+        core, wide = f"tier2-{task}-core", f"tier2-{task}-wide"
+        for question, first, second in (
+            ("Does the penalty help?", "R-LoRA", "LoRA"),
+            ("Does the mask help?", "GM-LoRA", "LoRA"),
+            ("Do both together?", "RM-LoRA", "LoRA"),
+            ("Is the mask more than a smaller learning rate?", "GM-LoRA", "LoRA, rate x 0.71"),
+            ("Does the authors' frozen head matter?", "RM-LoRA, frozen head", "RM-LoRA"),
+        ):
+            yield Contrast(question, f"{task}, R = 8", Side(core, first, 8), Side(core, second, 8))
+        many = Side(wide, "RM-LoRA, 8 kept", 64)
+        asked = "Is R = 64 with 8 kept better?"
+        yield Contrast(asked, f"{task}, than RM-LoRA R = 8", many, Side(core, "RM-LoRA", 8))
+        yield Contrast(asked, f"{task}, than LoRA R = 8", many, Side(core, "LoRA", 8))
+        yield Contrast(asked, f"{task}, than LoRA R = 64", many, Side(wide, "LoRA", 64))
+
+
+def find_all() -> list[Finding]:
+    """Compare whatever has been run, and adjust for looking at all of it together."""
+    found = []
+    for contrast in contrasts():
+        first, second = find_arm(contrast.first), find_arm(contrast.second)
+        if first is None or second is None:
+            continue
+        seeds, differences = pair_by_seed(first.values("last"), second.values("last"))
+        if len(seeds) > 1:
+            points = 100 * differences
+            found.append(Finding(contrast, t_interval(points), paired_p_value(points), len(seeds)))
+    adjusted = holm([one.p_value for one in found])
+    return [
+        Finding(one.contrast, one.difference, one.p_value, one.seeds, p) for one, p in zip(found, adjusted, strict=True)
+    ]

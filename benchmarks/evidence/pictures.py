@@ -1,0 +1,218 @@
+"""The figures of the page, as SVG files on white."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from contrasts import FEW_SHOT, HERE, STRENGTH, TIER1, read_arms
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from rmlora.compare.arms import Arm
+from rmlora.compare.statistics import pair_by_seed, t_interval
+
+STYLE = {"svg.hashsalt": "evidence", "svg.fonttype": "none", "font.size": 8, "axes.grid": True, "grid.alpha": 0.3}
+RANKS = (8, 16, 32, 64)
+COLOURS = dict(zip(RANKS, ("#0a84c6", "#009e73", "#c99700", "#d55e00"), strict=True))
+
+
+def save(path: Path, rows: int, columns: int, size: tuple[float, float], paint: Callable[[Any], None]) -> None:
+    """Draw a grid of panels into a file; `paint` is given the axes."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        FigureCanvasSVG(figure)
+        axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+        for one in axes:
+            one.spines[["top", "right"]].set_visible(False)
+        paint(axes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def differences(arms: Sequence[Arm], baseline: str) -> list[tuple[str, float, float, float]]:
+    """Each arm's paired difference to the baseline in points, with the ends of its interval."""
+    base = next((arm for arm in arms if arm.label == baseline), None)
+    found = []
+    for arm in arms if base is not None else ():
+        if arm is base:
+            continue
+        _, paired = pair_by_seed(arm.values("last"), base.values("last"))  # type: ignore[union-attr]
+        if len(paired) > 1:
+            interval = t_interval(100 * paired)
+            found.append((arm.label, interval.estimate, interval.low, interval.high))
+    return found
+
+
+def forest(axes: Any, found: Sequence[tuple[str, float, float, float]], title: str) -> None:
+    """One line per method, best at the top."""
+    ordered = sorted(found, key=lambda one: one[1])
+    for place, (_, estimate, low, high) in enumerate(ordered):
+        colour = "#0b7a4b" if low > 0 else "#b3261e" if high < 0 else "#5a636e"
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.5)
+        axes.plot(estimate, place, "o", color=colour, markersize=4)
+    axes.axvline(0, color="#1b1f24", linewidth=0.8)
+    axes.set_yticks(range(len(ordered)), [one[0] for one in ordered])
+    axes.set_xlabel("accuracy minus LoRA's, points")
+    axes.set_title(title)
+
+
+def draw_forest(folder: Path) -> Path | None:
+    """Paired differences to LoRA, classification layer, one panel per R."""
+    arms = read_arms(TIER1)
+    if not arms:
+        return None
+    path = folder / "forest-tier1.svg"
+
+    def paint(axes: Any) -> None:
+        for one, r in zip(axes, RANKS, strict=True):
+            forest(one, differences([arm for arm in arms if arm.setting.r == r], "LoRA"), f"R = {r}")
+
+    save(path, 2, 2, (10, 8), paint)
+    return path
+
+
+def draw_few_shot(folder: Path) -> Path | None:
+    """The same for whole models on few examples, R = 8 and 64 beside one another."""
+    panels = []
+    for task in FEW_SHOT:
+        base = [arm for arm in read_arms(f"tier2-{task}-core") if arm.label == "LoRA"]
+        wide = [Arm(f"{a.label}, R = 64", a.setting, a.runs) for a in read_arms(f"tier2-{task}-wide")]
+        others = [arm for arm in read_arms(f"tier2-{task}-core") if arm.label != "LoRA"]
+        found = differences([*base, *others, *wide], "LoRA")
+        if found:
+            panels.append((task, found))
+    if not panels:
+        return None
+    path = folder / "forest-tier2.svg"
+
+    def paint(axes: Any) -> None:
+        for one, (task, found) in zip(axes, panels, strict=True):
+            forest(one, found, f"{task}: minus LoRA R = 8")
+
+    save(path, 1, len(panels), (5 * len(panels), 3.6), paint)
+    return path
+
+
+def draw_ranks(folder: Path) -> Path | None:
+    """Effective rank and orthogonality loss of dW against accuracy, a dot per run."""
+    arms = [arm for arm in read_arms(TIER1) if arm.label != "Full FT"]
+    if not arms:
+        return None
+    path = folder / "rank-accuracy.svg"
+
+    def paint(axes: Any) -> None:
+        for one, measure, name in zip(
+            axes,
+            ("effective_rank", "orthogonality_excess"),
+            ("effective rank of dW", "orthogonality loss of dW above its floor"),
+            strict=True,
+        ):
+            for r in RANKS:
+                last = [row["last"] for arm in arms if arm.setting.r == r for row in arm.runs.values()]
+                last = [row for row in last if row.get(measure) is not None]
+                one.plot(
+                    [row[measure] for row in last],
+                    [100 * row["eval_accuracy"] for row in last],
+                    "o",
+                    markersize=3,
+                    alpha=0.6,
+                    color=COLOURS[r],
+                    label=f"R = {r}",
+                )
+            one.set_xlabel(name)
+            one.set_ylabel("accuracy, points")
+            one.set_ylim(bottom=80)
+        axes[1].set_xscale("log")
+        axes[0].legend()
+
+    save(path, 1, 2, (10, 4), paint)
+    return path
+
+
+def draw_heat_map(folder: Path) -> Path | None:
+    """Mean accuracy by strength of the penalty and share of directions."""
+    arms = read_arms(STRENGTH)
+    if not arms:
+        return None
+    ranks = sorted({arm.setting.r for arm in arms if arm.setting.r is not None})
+    path = folder / "strength.svg"
+
+    def paint(axes: Any) -> None:
+        for one, r in zip(axes, ranks, strict=True):
+            _heat(one, [arm for arm in arms if arm.setting.r == r], f"R = {r}: accuracy, points")
+
+    save(path, 1, len(ranks), (4.6 * len(ranks), 3.6), paint)
+    return path
+
+
+def _heat(axes: Any, arms: Sequence[Arm], title: str) -> None:
+    cells = {}
+    for arm in arms:
+        args = next(iter(arm.runs.values()))["method_args"]
+        cells[args["weight"], args["directions"]] = 100 * float(np.mean(list(arm.values("last").values())))
+    weights, shares = (sorted({key[i] for key in cells}) for i in (0, 1))
+    grid = np.array([[cells.get((w, s), np.nan) for s in shares] for w in weights])
+    axes.imshow(grid, cmap="viridis", aspect="auto")
+    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+    for i, row in enumerate(grid):
+        for j, value in enumerate(row):
+            if not np.isnan(value):
+                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if value > middle else "white")
+    axes.set_xticks(range(len(shares)), [f"{share:g}" for share in shares])
+    axes.set_yticks(range(len(weights)), [f"{weight:g}" for weight in weights])
+    axes.set_xlabel("share of directions that learn per step")
+    axes.set_ylabel("weight of the penalty")
+    axes.set_title(title)
+    axes.grid(visible=False)
+
+
+def draw_cost(folder: Path) -> Path | None:
+    """Accuracy against the measured time of a step, one dot per method and R, one panel per task."""
+    costs = step_costs()
+    panels = [(task, _points(task, costs)) for task in FEW_SHOT]
+    panels = [(task, points) for task, points in panels if points]
+    if not panels:
+        return None
+    path = folder / "cost.svg"
+
+    def paint(axes: Any) -> None:
+        for one, (task, points) in zip(axes, panels, strict=True):
+            for name, cost, mean, spread in points:
+                one.errorbar(cost, mean, yerr=spread, fmt="o", markersize=4, capsize=2)
+                one.annotate(name, (cost, mean), textcoords="offset points", xytext=(5, 3), fontsize=7)
+            one.set_xlabel("time of a step over the frozen model's")
+            one.set_ylabel("accuracy, points (mean, deviation over seeds)")
+            one.set_title(task)
+            one.margins(x=0.25)
+
+    save(path, 1, len(panels), (5 * len(panels), 4), paint)
+    return path
+
+
+def step_costs() -> dict[tuple[str, int], float]:
+    """Median time of a step over the floor's, by method and R, from `cost/rows.jsonl`."""
+    path = HERE / "cost" / "rows.jsonl"
+    found = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        row = json.loads(line)
+        if row["kind"] == "summary":
+            r, kept, weight = (row["settings"][name] for name in ("r", "directions", "weight"))
+            name = "LoRA" if kept == r and not weight else "RM-LoRA" if r == 8 else f"RM-LoRA, {kept} kept"
+            found[name, r] = row["ratios"]["rmlora/floor"]["median"]
+    return found
+
+
+def _points(task: str, costs: dict[tuple[str, int], float]) -> list[tuple[str, float, float, float]]:
+    found = []
+    for arm in (*read_arms(f"tier2-{task}-core"), *read_arms(f"tier2-{task}-wide")):
+        cost = costs.get((arm.label, arm.setting.r or 0))
+        values = [100 * value for value in arm.values("last").values()]
+        if cost is not None and len(values) > 1:
+            name = f"{arm.label}, R = {arm.setting.r}"
+            found.append((name, cost, float(np.mean(values)), float(np.std(values, ddof=1))))
+    return found
