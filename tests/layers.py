@@ -76,6 +76,7 @@ LAYERS: dict[str, Layer] = {
     "reproduce": Layer(("reproduce",), ("errors", "ground", "methods", "tasks", "train", "heads", "compare", "report")),
     "verify": Layer(("verify",), ("errors", "ground", "attach", "analysis", "tasks", "models", "train")),
     "demo": Layer(("demo",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
+    "doctor": Layer(("doctor",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
     "bench": Layer(("bench",), (*LIBRARY, "tasks", "models", "train")),
     "cli": Layer(
         ("cli", "__main__", "commands"),
@@ -92,6 +93,7 @@ LAYERS: dict[str, Layer] = {
             "reproduce",
             "verify",
             "demo",
+            "doctor",
             "bench",
         ),
     ),

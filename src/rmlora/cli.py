@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rmlora.commands import bench, compare, predict, report, reproduce, verify
+from rmlora.commands import bench, compare, doctor, predict, report, reproduce, verify
+from rmlora.commands.configuring import configure
 from rmlora.errors import ConfigError, RmloraError
 
 app = typer.Typer(
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         argv: words after the program's name; None takes the process's.
 
     Raises:
-        SystemExit: 0 done, 1 an adapter failed in `verify`, 2 something the user can put right, 130 interrupted.
+        SystemExit: 0 done, 1 `doctor` or `verify` found something wrong, 2 something the user can put right,
+            130 interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -149,7 +151,7 @@ def train(
     given = {name: value for name, value in flags.items() if value is not None}
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    config = _configure(words or [], given, resume)
+    config = configure(words or [], given, resume)
     from rich.console import Console
 
     from rmlora import heads
@@ -163,21 +165,6 @@ def train(
         heads.train_head(config, resume=resume, overwrite=overwrite, console=Console())
     else:
         whole.train(config, resume=resume, overwrite=overwrite, console=Console())
-
-
-def _configure(words: list[str], flags: dict[str, Any], resume: bool) -> Any:
-    """Bring a file, key=value words and flags together; later ones win."""
-    from rmlora.config_source import merge, parse_override, read_config, resolve
-    from rmlora.run.choice import all_knobs
-
-    files = [word for word in words if "=" not in word]
-    if len(files) > 1:
-        raise ConfigError(f"expected one config file, got {' and '.join(files)}")
-    changes = dict(parse_override(word, all_knobs()) for word in words if "=" in word) | flags
-    if not files and resume and changes.get("output") and "model" not in changes:
-        files = [str(Path(str(changes["output"])) / "config.yaml")]
-    settings = read_config(Path(files[0])) if files else {}
-    return resolve(merge(settings, changes), files[0] if files else "command line")
 
 
 def _number(text: str | None) -> int | float | None:
@@ -241,7 +228,7 @@ def demo(
     run_demo(output, seeds, Console())
 
 
-for command in (bench, compare, predict, report, reproduce, verify):
+for command in (bench, compare, doctor, predict, report, reproduce, verify):
     command.add(app)
 
 
