@@ -29,6 +29,7 @@ class Task:
         adapting_steps: environment steps of adaptation.
         reward_scale: factor on training rewards. It keeps the value loss small, so that PPO's clipping of all gradients
             together does not shrink the policy's; evaluation is unscaled.
+        rates: learning rates of the policy network that every method tries.
         ppo: arguments of stable-baselines3's PPO.
     """
 
@@ -37,6 +38,7 @@ class Task:
     pretraining_steps: int
     adapting_steps: int
     reward_scale: float
+    rates: tuple[float, ...]
     ppo: dict[str, Any]
 
 
@@ -47,14 +49,16 @@ TASKS = {
         pretraining_steps=81_920,
         adapting_steps=10_240,
         reward_scale=0.1,
+        rates=(1e-3, 3e-3, 1e-2),
         ppo={"n_steps": 64, "batch_size": 256, "n_epochs": 8, "gamma": 0.98, "gae_lambda": 0.9},
     ),
     "Pendulum": Task(
         env_id="Pendulum-v1",
         changes={"m": 2.0, "g": 12.0},
-        pretraining_steps=102_400,
+        pretraining_steps=81_920,
         adapting_steps=10_240,
         reward_scale=0.05,
+        rates=(3e-4, 1e-3, 3e-3),
         ppo={"n_steps": 128, "batch_size": 256, "n_epochs": 8, "gamma": 0.9, "gae_lambda": 0.95},
     ),
 }

@@ -33,7 +33,6 @@ METHODS = {
     "LoRA-32": Adapter(32),
     "RM-LoRA-32": Adapter(32, rm_lora(directions=8)),
 }
-RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = tuple(range(10))
 TUNING_SEED = 100
 POLICIES = (0, 1)  # pre-training seeds; even seeds adapt the first policy, odd ones the second
@@ -64,7 +63,7 @@ def pretraining(task: str) -> Iterator[Cell]:
 def tuning(task: str, methods: Iterable[str]) -> Iterator[Cell]:
     """Three rates for every method that learns."""
     for method in methods:
-        for rate in RATES if METHODS[method] is not None else ():
+        for rate in TASKS[task].rates if METHODS[method] is not None else ():
             yield {"kind": "tune", "task": task, "method": method, "rate": rate, "seed": TUNING_SEED}
 
 
@@ -77,11 +76,17 @@ def reported(task: str, methods: Iterable[str]) -> Iterator[Cell]:
 
 
 def chosen_rate(task: str, method: str) -> float:
-    """The rate with the largest area under the curve on the tuning seed; 0 for a method that does not learn."""
+    """The rate with the best final return on the tuning seed, of equals the largest area; 0 where nothing learns."""
     if METHODS[method] is None:
         return 0.0
-    tried = [row for row in read_rows() if row["kind"] == "tune" and (row["task"], row["method"]) == (task, method)]
-    return float(max(tried, key=lambda row: row["area"])["rate"])
+    tried = tuned(read_rows(), task, method)
+    return max(tried, key=lambda rate: tried[rate])
+
+
+def tuned(rows: Iterable[Cell], task: str, method: str) -> dict[float, tuple[float, float]]:
+    """Final return and area under the curve on the tuning seed, by rate."""
+    own = (row for row in rows if row["kind"] == "tune" and (row["task"], row["method"]) == (task, method))
+    return {row["rate"]: (row["final"], row["area"]) for row in own if row["rate"] in TASKS[task].rates}
 
 
 def policy_of(cell: Cell) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from physics import TASKS
-from study import HERE, METHODS, RATES, SEEDS, Cell, read_rows
+from study import HERE, METHODS, SEEDS, Cell, read_rows, tuned
 
 from rmlora.compare.statistics import Interval, holm, pair_by_seed, paired_p_value, summarize, t_interval
 from rmlora.files import write_text
@@ -66,18 +66,16 @@ def policies(rows: list[Cell]) -> Iterator[str]:
 
 def means(rows: list[Cell], task: str) -> Iterator[str]:
     """Mean and deviation of every method, and its three rates on the tuning seed."""
-    rates = ", ".join(f"{rate:g}" for rate in RATES)
+    rates = ", ".join(f"{rate:g}" for rate in TASKS[task].rates)
     yield f"**{task}**\n"
-    yield f"| method | trained | rate | final return | area | seeds | tuning seed: area at {rates} |"
+    yield f"| method | trained | rate | final return | area | seeds | tuning seed: final (area) at {rates} |"
     yield "|---|--:|--:|--:|--:|--:|---|"
     for method in METHODS:
         own = runs(rows, task, method)
         if not own:
             continue
-        tuned = {
-            r["rate"]: r["area"] for r in rows if r["kind"] == "tune" and r["task"] == task and r["method"] == method
-        }
-        shown = ", ".join(f"{tuned[rate]:.0f}" for rate in RATES) if tuned else ""
+        tried = tuned(rows, task, method)
+        shown = ", ".join("{:.0f} ({:.0f})".format(*tried[rate]) for rate in TASKS[task].rates) if tried else ""
         some = next(iter(own.values()))
         yield (
             f"| {method} | {some['trained']:,} | {some['rate'] or '-'} | {spread(own, 'final')} "
