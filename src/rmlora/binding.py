@@ -28,6 +28,7 @@ from rmlora.optimizers import (
     write_state,
 )
 from rmlora.pairs import Pair
+from rmlora.shards import at_rest, unknown_shards
 from rmlora.step_hooks import Arguments, ignore_steps, watch_steps
 from rmlora.transform import FORWARD_HOOKS, Context
 
@@ -61,7 +62,13 @@ class Binding(LiveAdapter):
 
     def locate(self) -> None:
         """Find the optimizer that holds the pairs, so that a resumed run masks as it would have."""
-        refuse_foreign_parameters(self.pairs)
+        with at_rest():
+            self._locate()
+
+    def _locate(self) -> None:
+        self._refuse(self.pairs)
+        if unknown_shards(p for pair in self.pairs for p in pair.parameters):
+            raise AttachError("DTensors that fully_shard did not make (tensor parallelism) are not supported; use DDP")
         self.located = True
         self.prepare()
         if self.optimizer is not None:
