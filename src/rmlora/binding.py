@@ -113,7 +113,7 @@ class Binding(LiveAdapter):
         write_counters(groups, self.adapter, self.step, self.seed)
 
     def _store(self, optimizer: Optimizer) -> None:
-        if self.step > 0:
+        if self.step > 0 or any(optimizer.state.get(p) for pair in self.pairs for p in pair.parameters):
             for stack, tensors in zip(self.stacks, self.state, strict=True):
                 write_state(optimizer, self.adapter, stack, tensors)
 
@@ -127,7 +127,7 @@ class Binding(LiveAdapter):
             )
         self.step = step
         number = read_siblings(groups, self.adapter)
-        if number is not None:
+        if number is not None and step > 0:
             self.siblings.decode(number, self.pairs)
         self._regroup()
         self.state = tuple(
@@ -159,7 +159,12 @@ class Binding(LiveAdapter):
                 refuse_foreign_parameters(self.pairs)  # DeepSpeed gives the user's own optimizer other parameters
             return arguments
         self._in_step = optimizer
-        if is_phantom_step(optimizer, groups, self.pairs) or found_inf(optimizer):
+        if is_phantom_step(optimizer, groups, self.pairs):
+            if self.optimizer is None:  # a distributed checkpoint is read into the places that a state has already
+                self.bind(optimizer)
+                write_siblings(groups, self.adapter, self.siblings.number)
+            return arguments
+        if found_inf(optimizer):
             return arguments
         self._agree(optimizer)
         self._regroup()
