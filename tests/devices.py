@@ -123,7 +123,9 @@ def evaluate(model):
 def weights_of(model):
     """What learns, as whole tensors; collective under FSDP2."""
     return {
-        name.removeprefix("module."): whole(p).detach().clone() for name, p in model.named_parameters() if p.requires_grad
+        name.removeprefix("module."): whole(p).detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
     }
 
 

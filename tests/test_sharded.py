@@ -46,7 +46,7 @@ def alone():
 
 @pytest.mark.parametrize("case", TRAINED)
 def test_every_way_ends_where_one_process_does(case, ranks, alone):
-    way, method, _ = case.split("/")
+    _, method, _ = case.split("/")
     expected = alone[method]
     for found in (one[case] for one in ranks):
         assert tiny.distance(found["weights"], expected["weights"]) <= 1e-6

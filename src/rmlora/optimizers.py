@@ -73,11 +73,13 @@ def refuse_foreign_parameters(pairs: Sequence[Pair]) -> None:
 
 def _foreign(parameter: Tensor, min_dim: int) -> str | None:
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
-        return "DeepSpeed ZeRO flattens and partitions LoRA factors; use DDP instead (adapters are small)"
+        return (
+            "DeepSpeed ZeRO flattens and partitions LoRA factors; use DDP (adapters are small) or FSDP2 (fully_shard)"
+        )
     if type(parameter).__name__ == "FlatParameter" or hasattr(parameter, "_is_flat_param"):
-        return "FSDP1 flattens LoRA factors; use DDP, or leave the adapter unsharded"
+        return "FSDP1 flattens LoRA factors; use DDP or FSDP2 (fully_shard)"
     if not isinstance(parameter, torch.nn.Parameter) or parameter.dim() < min_dim:
-        return "FSDP1 replaced the LoRA factor by a view of a flattened parameter; use DDP instead"
+        return "FSDP1 replaced the LoRA factor by a view of a flattened parameter; use DDP or FSDP2 (fully_shard)"
     return None
 
 
