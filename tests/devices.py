@@ -21,7 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import rmlora
+from rmlora.methods import METHODS as ALL
 from tests import tiny
+from tests.test_laws import build
 
 NAME, STEPS, SIZE, MICRO = "bert", 3, 4, 2
 METHODS = {
@@ -33,6 +35,8 @@ METHODS = {
     "lora-dropout": rmlora.lora_dropout(0.3, instances=2),
 }
 ON_FAST_PATH = ("lora", "r-lora", "gm-lora", "rm-lora")
+UNFIT = ("adalora", "vera", "bilora", "delta-lora", "rac-lora")  # another kind of adapter, other batches, blocks
+OTHERS = [name for name in ALL if name not in (*METHODS, *UNFIT)]
 
 
 def make_model():
@@ -41,7 +45,7 @@ def make_model():
 
 
 def attach(model, method):
-    return rmlora.attach_replicated(model, METHODS[method])
+    return rmlora.attach_replicated(model, METHODS[method] if method in METHODS else build(method))
 
 
 def wrap_alone(model, optimizer):
@@ -64,6 +68,15 @@ def wrap_fsdp2_root(model, optimizer):
     """One group of shards, whose parameters stay whole from a forward pass until the next backward."""
     fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     return model, tiny.adamw(model, foreach=False)
+
+
+def wrap_fsdp2_inner(model, optimizer):
+    """A group of shards for every A, which is whole during its own call alone."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for name, module in list(model.named_modules()):
+        if name.endswith("lora_A.default"):
+            fully_shard(module, mesh=mesh)
+    return wrap_fsdp2_root(model, optimizer)
 
 
 def wrap_accelerate(model, optimizer, **settings):
@@ -91,6 +104,7 @@ WAYS = {
     "ddp": wrap_ddp,
     "fsdp2": wrap_fsdp2,
     "fsdp2_root": wrap_fsdp2_root,
+    "fsdp2_inner": wrap_fsdp2_inner,
     "accelerate": wrap_accelerate,
     "accelerate_fsdp2": wrap_accelerate_fsdp2,
 }

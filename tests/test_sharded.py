@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("ddp", "fsdp2", "fsdp2_root", "accelerate", "accelerate_fsdp2")
 KEPT = ("rm-lora", "sora", "lora-dropout")
 TRAINED = [f"{way}/{method}/{order}" for way in WAYS for method in devices.METHODS for order in ("before", "after")]
+OTHERS = [f"fsdp2/{method}/before" for method in devices.OTHERS]
+INNER = [f"fsdp2_inner/rm-lora/{order}" for order in ("before", "after")]
 STORED = [f"{what}/{method}" for what in ("save", "resume") for method in KEPT]
 WITHOUT_GRADIENTS_TO_MASK = ("lora", "r-lora", "sora", "lora-dropout")
 
@@ -57,6 +59,22 @@ def test_every_way_ends_where_one_process_does(case, ranks, alone):
         if method in devices.ON_FAST_PATH:
             assert set(found["paths"]) <= {"fused", "merged"}
     assert method in WITHOUT_GRADIENTS_TO_MASK or expected["masks"][0] != expected["masks"][1]
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    return start(2, tmp_path_factory.mktemp("others"), OTHERS + INNER)
+
+
+@pytest.mark.parametrize("case", OTHERS + INNER)
+def test_every_method_with_factors_of_its_own_ends_under_fsdp2_where_one_process_does(case, others):
+    expected = devices.job("alone", case.split("/")[1], "before")
+    for found in (one[case] for one in others):
+        assert tiny.distance(found["weights"], expected["weights"]) <= 1e-6
+        assert found["masks"] == expected["masks"]
+        assert found["step"] == devices.STEPS
+    if case in INNER:
+        assert all(path.startswith("reference: ") for path in found["paths"])
 
 
 @pytest.fixture(scope="module")

@@ -70,4 +70,6 @@ if __name__ == "__main__":
     found = run(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
     (HERE / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
     first, last = found[len(found) // 2]["resident"] / 1e6, found[-1]["resident"] / 1e6
-    print(f"{found[-1]['step']} steps: {first:.1f} MB half way, {last:.1f} MB at the end, {slope(found):+.4f} MB / 1,000")
+    print(
+        f"{found[-1]['step']} steps: {first:.1f} MB half way, {last:.1f} MB at the end, {slope(found):+.4f} MB / 1,000"
+    )
