@@ -16,7 +16,9 @@ class Layer:
 LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "axes", "sugar")
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
-    "ground": Layer(("files", "schedules", "draws", "leaves", "pairs", "stacking", "linear_ranks"), ("errors",)),
+    "ground": Layer(
+        ("files", "schedules", "draws", "leaves", "shards", "pairs", "stacking", "linear_ranks"), ("errors",)
+    ),
     "contract": Layer(("transform", "combine", "restrict"), ("errors", "ground")),
     "links": Layer(("transforms",), ("errors", "ground", "contract")),
     "methods": Layer(("methods",), ("errors", "ground", "contract", "links")),

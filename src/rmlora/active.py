@@ -11,6 +11,7 @@ from torch import Tensor
 from rmlora.leaves import put_rows, take_rows
 from rmlora.optimizers import Group
 from rmlora.pairs import Factors, Kept, Stack
+from rmlora.shards import add_each, copy_each, is_sharded, whole
 from rmlora.transform import Context, Rows, State, mask_factors, spread_factors
 
 
@@ -78,18 +79,18 @@ class Active:
     def add_to_gradients(self, added: Sequence[Factors], ctx: Context) -> None:
         """Add to the gradients in place; a factor without a gradient stays without.
 
-        On a CPU only kept rows are touched; elsewhere one call for all is cheaper than one for each.
+        On a CPU only kept rows are touched, unless sharded; elsewhere one call for all is cheaper than one for each.
         """
-        whole_stacks, whole = [], []
+        whole_stacks, spread = [], []
         for stack, factors, kept, rows in zip(self.stacks, added, ctx.kept, ctx.rows, strict=True):
-            if rows is not None and stack.keys.device.type == "cpu":
+            on_cpu = stack.keys.device.type == "cpu" and not is_sharded(stack.pairs[0].parameters[0])
+            if rows is not None and on_cpu:
                 _add_rows(stack, factors, rows)
             else:
                 whole_stacks.append(stack)
-                whole.append(mask_factors(spread_factors(factors, rows, stack.r), kept))
-        targets, sources = _pair_up(whole_stacks, whole, lambda parameter: parameter.grad)
-        if targets:
-            torch._foreach_add_(targets, sources)
+                spread.append(mask_factors(spread_factors(factors, rows, stack.r), kept))
+        targets, sources = _pair_up(whole_stacks, spread, lambda parameter: parameter.grad)
+        add_each(targets, sources)
 
     def context(
         self,
@@ -104,9 +105,7 @@ class Active:
         return replace(base, lr=lr, kept=self.take_kept(kept), rows=own)
 
     def _write(self, values: Sequence[Factors], target_of: Callable[[Tensor], Tensor | None]) -> None:
-        targets, sources = _pair_up(self.stacks, values, target_of)
-        if targets:
-            torch._foreach_copy_(targets, sources)
+        copy_each(*_pair_up(self.stacks, values, target_of))
 
 
 def _pair_up(
@@ -120,7 +119,7 @@ def _pair_up(
                 target = target_of(parameter)
                 if target is not None:
                     targets.append(target)
-                    sources.append(value.to(target.dtype).view_as(target))
+                    sources.append(value.to(target.dtype).view(target.shape))
     return targets, sources
 
 
@@ -151,7 +150,7 @@ def find_active(stacks: Sequence[Stack], groups: dict[int, Group]) -> Active:
 
 def _gradient(parameter: Tensor) -> Tensor:
     gradient = parameter.grad
-    return torch.zeros_like(parameter).flatten(1) if gradient is None else gradient.flatten(1)
+    return whole(torch.zeros_like(parameter) if gradient is None else gradient).flatten(1)
 
 
 def _rates(stack: Stack, groups: dict[int, Group]) -> tuple[float | Tensor, float | Tensor]:

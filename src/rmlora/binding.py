@@ -28,6 +28,7 @@ from rmlora.optimizers import (
     write_state,
 )
 from rmlora.pairs import Pair
+from rmlora.shards import at_rest, unknown_shards
 from rmlora.step_hooks import Arguments, ignore_steps, watch_steps
 from rmlora.transform import FORWARD_HOOKS, Context
 
@@ -61,7 +62,13 @@ class Binding(LiveAdapter):
 
     def locate(self) -> None:
         """Find the optimizer that holds the pairs, so that a resumed run masks as it would have."""
-        refuse_foreign_parameters(self.pairs)
+        with at_rest():
+            self._locate()
+
+    def _locate(self) -> None:
+        self._refuse(self.pairs)
+        if unknown_shards(p for pair in self.pairs for p in pair.parameters):
+            raise AttachError("DTensors that fully_shard did not make (tensor parallelism) are not supported; use DDP")
         self.located = True
         self.prepare()
         if self.optimizer is not None:
@@ -106,7 +113,7 @@ class Binding(LiveAdapter):
         write_counters(groups, self.adapter, self.step, self.seed)
 
     def _store(self, optimizer: Optimizer) -> None:
-        if self.step > 0:
+        if self.step > 0 or any(optimizer.state.get(p) for pair in self.pairs for p in pair.parameters):
             for stack, tensors in zip(self.stacks, self.state, strict=True):
                 write_state(optimizer, self.adapter, stack, tensors)
 
@@ -120,7 +127,7 @@ class Binding(LiveAdapter):
             )
         self.step = step
         number = read_siblings(groups, self.adapter)
-        if number is not None:
+        if number is not None and step > 0:
             self.siblings.decode(number, self.pairs)
         self._regroup()
         self.state = tuple(
@@ -152,7 +159,12 @@ class Binding(LiveAdapter):
                 refuse_foreign_parameters(self.pairs)  # DeepSpeed gives the user's own optimizer other parameters
             return arguments
         self._in_step = optimizer
-        if is_phantom_step(optimizer, groups, self.pairs) or found_inf(optimizer):
+        if is_phantom_step(optimizer, groups, self.pairs):
+            if self.optimizer is None:  # a distributed checkpoint is read into the places that a state has already
+                self.bind(optimizer)
+                write_siblings(groups, self.adapter, self.siblings.number)
+            return arguments
+        if found_inf(optimizer):
             return arguments
         self._agree(optimizer)
         self._regroup()

@@ -14,11 +14,12 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from rmlora.gates import Gate, GatedLinear
+from rmlora.gates import Gate, GatedLinear, refuse_replica
 from rmlora.kernels.correction import correct
 from rmlora.kernels.cost import Way, choose_way
 from rmlora.kernels.projection import Plan, Projection, project
 from rmlora.pairs import Pair
+from rmlora.shards import is_sharded
 
 _FAST = "rmlora_fast"
 """Attribute of a swapped layer: its fast paths by adapter name."""
@@ -55,7 +56,7 @@ class FastPath:
         """Return the layer's output, or None where only PEFT's own forward gives it."""
         if not layer.training:
             return None
-        self._look_up(x)
+        self._look_up(layer, x)
         is_shared = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         siblings = self.gates[0].adapter.siblings
         ready = siblings.take(self.pair, x) if is_shared else None
@@ -114,10 +115,11 @@ class FastPath:
     def _is_plain(self, layer: Linear) -> bool:
         return self.is_plain and type(layer.base_layer.weight) in (nn.Parameter, Tensor)
 
-    def _look_up(self, x: Tensor) -> None:
+    def _look_up(self, layer: Linear, x: Tensor) -> None:
         """Make sure that masks are this step's and on this device, as the gates would."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
+        refuse_replica(layer, self.pair)
         gate = self.gates[0]
         if not gate.adapter.located:
             gate.adapter.locate()
@@ -177,6 +179,8 @@ def why_not_numbers(A: Tensor, x: Tensor, dtype: torch.dtype) -> str | None:
             return "torch.func transforms"
         if torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
             return "hooks on all modules"
+    if is_sharded(A):
+        return "its factors are in shards until their own modules are called"
     if not x.is_floating_point():
         return f"its input is {x.dtype}"
     if A.dtype not in (dtype, torch.float32) or (x.dtype != dtype and torch.float64 in (x.dtype, A.dtype)):

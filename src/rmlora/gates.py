@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
+from rmlora.errors import AttachError
 from rmlora.pairs import Factors, Pair
 from rmlora.siblings import Siblings
 from rmlora.transform import ForwardContext, Transform
@@ -65,8 +66,10 @@ class Gate:
     def enter(self, module: nn.Module, x: Tensor) -> Tensor:
         """Apply `inputs` in front of A."""
         adapter = self.adapter
-        if not torch.compiler.is_compiling() and not adapter.located and torch.is_grad_enabled():
-            adapter.locate()
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            refuse_replica(module, self.pair)
+            if not adapter.located:
+                adapter.locate()
         if self.side == "A" and "inputs" in adapter.forward_hooks:
             state, ctx = adapter.forward_state(self.pair, module)
             x = adapter.method.inputs(state, x, ctx)
@@ -168,6 +171,19 @@ _GATED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv3d: GatedConv3d,
 }
 _PLAIN = {gated: plain for plain, gated in _GATED.items()}
+
+
+def refuse_replica(module: nn.Module, pair: Pair) -> None:
+    """Raise where a module is one of the copies that `nn.DataParallel` makes for a single pass.
+
+    Raises:
+        AttachError: it is.
+    """
+    if "_is_replica" in module.__dict__:
+        raise AttachError(
+            f"{pair.name}: nn.DataParallel trains copies of the modules, which no method reaches; start one process "
+            "per GPU with torchrun instead (DDP)"
+        )
 
 
 def can_gate(pair: Pair) -> bool:

@@ -19,6 +19,7 @@ from rmlora.moved_base import read_start, subtract_start
 from rmlora.pairs import Kept, Pair
 from rmlora.prune_export import PrunedAdapter, export_pruned
 from rmlora.saving import warn_if_idle
+from rmlora.shards import copy_each, has_shards
 from rmlora.transform import Transform
 from rmlora.truncated_export import TruncatedAdapter, export_truncated
 from rmlora.vectors import write_plain_form
@@ -195,6 +196,10 @@ class Attached:
             return export_pruned(folder, output) if rank is None else export_truncated(folder, output, rank)
 
     def _save_whole(self, folder: Path) -> Path:
+        if has_shards(self._model):
+            raise AttachError(
+                "FSDP2 shards this model; call save_pretrained on every process, then rmlora.export_pruned"
+            )
         if self.method.adapts == "VERA":
             write_plain_form(self._model, self.pairs, folder)
             return folder
@@ -225,7 +230,7 @@ class Attached:
         with torch.no_grad():
             for pair in self._binding.pairs:
                 for parameter, value in zip(pair.parameters, folded.get(pair.name, ()), strict=False):
-                    parameter.copy_(value.view_as(parameter))
+                    copy_each([parameter], [value.view(parameter.shape)])
                 if pair.E is not None and folded:
                     pair.E.fill_(1.0)
         for wrapped in self._wrapped:

@@ -16,8 +16,9 @@ from rmlora.kept_rows import KeptRows
 from rmlora.optimizers import refuse_foreign_parameters
 from rmlora.pairs import Factors, Kept, Pair, Stack
 from rmlora.sampled_layers import SampledPath
+from rmlora.shards import any_gradient, at_rest, copy_each, is_sharded
 from rmlora.siblings import Siblings
-from rmlora.stacking import stack_pairs
+from rmlora.stacking import holding, stack_pairs
 from rmlora.transform import FORWARD_HOOKS, Context, ForwardContext, Rows, State
 from rmlora.triplet_gates import can_gate_triplets, close_triplet_gates, open_triplet_gates
 
@@ -80,7 +81,7 @@ class LiveAdapter:
         """Take more pairs; raises, with nothing changed, if the method does not suit them."""
         if not pairs:
             return
-        refuse_foreign_parameters(pairs)
+        self._refuse(pairs)
         for pair in pairs if self.forward_hooks else ():
             _refuse_other_forward(pair)
         stacks = stack_pairs(pairs, self._partition, self.seed)
@@ -162,10 +163,14 @@ class LiveAdapter:
         self._regroup()
         return list(self.method.report(self.state, [stack.renew() for stack in self.stacks]))
 
-    def fold(self) -> list[Factors]:
-        """Return factors of plain LoRA with the same outputs, per stack; live tensors stay as they are."""
+    def fold(self, live: dict[Pair, Factors] | None = None) -> list[Factors]:
+        """Return factors of plain LoRA with the same outputs, per stack; live tensors stay as they are.
+
+        Args:
+            live: what every pair holds, as matrices, where it was gathered already; None reads it.
+        """
         self._regroup()
-        stacks = [stack.renew() for stack in self.stacks]
+        stacks = [stack.renew() if live is None else _holding(stack, live) for stack in self.stacks]
         return list(self.method.fold(self.state, stacks, [stack.factors for stack in stacks]))
 
     def forward_state(self, pair: Pair, module: nn.Module) -> tuple[dict[str, Tensor], ForwardContext]:
@@ -197,17 +202,25 @@ class LiveAdapter:
     def _drop_stale_gradients(self) -> None:
         """Clear what a discarded step left on the state's leaves: `zero_grad` clears parameters only."""
         leaves = [value for tensors in self.state for value in tensors.values() if value.grad is not None]
-        if leaves and all(parameter.grad is None for pair in self.pairs for parameter in pair.parameters):
+        if leaves and not any_gradient(parameter for pair in self.pairs for parameter in pair.parameters):
             for leaf in leaves:
                 leaf.grad = None
 
     def _regroup(self) -> None:
-        """Group pairs anew when parameters were replaced, cast or moved; state follows its pair."""
+        """Group pairs anew when parameters were replaced, cast, moved or sharded; state follows its pair."""
+        if self._is_grouped():
+            return
+        with at_rest():
+            if not self._is_grouped():
+                self._group()
+
+    def _is_grouped(self) -> bool:
         identity = tuple(id(p) for pair in self.pairs for p in pair.parameters)
         devices = {stack.keys.device for stack in self.stacks}
-        if identity == self._identity and devices == {pair.parameters[0].device for pair in self.pairs}:
-            return
-        refuse_foreign_parameters(self.pairs)
+        return identity == self._identity and devices == {pair.parameters[0].device for pair in self.pairs}
+
+    def _group(self) -> None:
+        self._refuse(self.pairs)
         carried = {
             pair: {key: value.detach()[row] for key, value in self.state[i].items()}
             for pair, (i, row) in self._places.items()
@@ -223,8 +236,16 @@ class LiveAdapter:
         self.masks = [None] * len(self.stacks)
         for stack in self.stacks:
             self._show_mask(stack, None)
-        self._identity = identity
+        self._identity = tuple(id(p) for pair in self.pairs for p in pair.parameters)
         self.prepare()
+
+    def _refuse(self, pairs: Sequence[Pair]) -> None:
+        """Raise where this method could not read or write the factors as they are kept."""
+        refuse_foreign_parameters(pairs)
+        reason = _unfit_for_shards(self.method)
+        sharded = [pair for pair in pairs if any(map(is_sharded, pair.parameters))]
+        if reason and sharded:
+            raise AttachError(f"{sharded[0].name}: FSDP2 shards LoRA factors, and {reason}; use DDP instead")
 
     def _partition(self, pair: Pair) -> Hashable:
         return can_gate(pair), self.method.partition(pair.name)
@@ -241,7 +262,21 @@ class LiveAdapter:
 def _write_factors(stack: Stack, factors: Factors) -> None:
     for row, pair in enumerate(stack.pairs):
         for parameter, value in zip(pair.parameters, (factors.A, factors.B), strict=True):
-            parameter.copy_(value[row].view_as(parameter))
+            copy_each([parameter], [value[row].view(parameter.shape)])
+
+
+def _holding(stack: Stack, live: dict[Pair, Factors]) -> Stack:
+    own = [live[pair] for pair in stack.pairs]
+    return holding(stack, Factors(torch.stack([one.A for one in own]), torch.stack([one.B for one in own])))
+
+
+def _unfit_for_shards(method: Chain) -> str | None:
+    """Say why a method cannot train factors that FSDP2 shards; None if it can."""
+    if method.adapts != "LORA":
+        return f"{method.adapts} is not sharded"
+    if "blocks" in method.hooks():
+        return "this method keeps whole blocks beside them"
+    return None
 
 
 def _refuse_other_forward(pair: Pair) -> None:

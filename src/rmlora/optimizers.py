@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from rmlora.errors import AttachError
 from rmlora.leaves import copy_of
 from rmlora.pairs import Factors, Pair, Stack
+from rmlora.shards import copy_each, whole
 
 Group = dict[str, Any]
 
@@ -53,7 +54,7 @@ def is_phantom_step(optimizer: Optimizer, groups: Sequence[Group], pairs: Sequen
         return False
     if any(float(group["lr"]) != 0.0 for group in groups):
         return False
-    return not any(p.grad is not None and bool(p.grad.any()) for p in parameters)
+    return not any(p.grad is not None and bool(whole(p.grad).any()) for p in parameters)
 
 
 def found_inf(optimizer: Optimizer) -> bool:
@@ -72,13 +73,13 @@ def refuse_foreign_parameters(pairs: Sequence[Pair]) -> None:
 
 def _foreign(parameter: Tensor, min_dim: int) -> str | None:
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
-        return "DeepSpeed ZeRO flattens and partitions LoRA factors; use DDP instead (adapters are small)"
+        return (
+            "DeepSpeed ZeRO flattens and partitions LoRA factors; use DDP (adapters are small) or FSDP2 (fully_shard)"
+        )
     if type(parameter).__name__ == "FlatParameter" or hasattr(parameter, "_is_flat_param"):
-        return "FSDP1 flattens LoRA factors; use DDP, or leave the adapter unsharded"
+        return "FSDP1 flattens LoRA factors; use DDP or FSDP2 (fully_shard)"
     if not isinstance(parameter, torch.nn.Parameter) or parameter.dim() < min_dim:
-        return "FSDP1 replaced the LoRA factor by a view of a flattened parameter; use DDP instead"
-    if type(parameter).__name__ == "DTensor" or hasattr(parameter, "full_tensor"):
-        return "FSDP2 shards LoRA factors and the penalty needs whole ones; not supported yet, use DDP instead"
+        return "FSDP1 replaced the LoRA factor by a view of a flattened parameter; use DDP or FSDP2 (fully_shard)"
     return None
 
 
@@ -93,7 +94,7 @@ def moments_of(optimizer: Optimizer, stack: Stack) -> dict[str, Factors]:
     stacked = {}
     for name in names:
         if all(name in optimizer.state.get(p, {}) for side in sides for p in side):
-            A, B = (torch.stack([optimizer.state[p][name].flatten(1) for p in side]) for side in sides)
+            A, B = (torch.stack([whole(optimizer.state[p][name]).flatten(1) for p in side]) for side in sides)
             stacked[name] = Factors(A, B)
     return stacked
 
@@ -117,9 +118,8 @@ def write_moments(optimizer: Optimizer, stack: Stack, moments: dict[str, Factors
             for parameter, value in zip(pair.parameters, (factors.A[row], factors.B[row]), strict=True):
                 target = optimizer.state[parameter][name]
                 targets.append(target)
-                sources.append(value.view_as(target))
-    if targets:
-        torch._foreach_copy_(targets, sources)
+                sources.append(value.view(target.shape))
+    copy_each(targets, sources)
 
 
 def restart(optimizer: Optimizer, pairs: Iterable[Pair]) -> None:

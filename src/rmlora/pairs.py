@@ -15,6 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from rmlora.draws import words_of
 from rmlora.errors import AttachError
+from rmlora.shards import whole
 
 _WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -107,13 +108,13 @@ class Pair:
 
     @property
     def A(self) -> Tensor:  # noqa: N802
-        """A as a matrix `(r, d_in)`; shares memory with the parameter."""
-        return self.parameters[0].flatten(1)
+        """A as a matrix `(r, d_in)`; shares memory with the parameter unless that is sharded."""
+        return whole(self.parameters[0]).flatten(1)
 
     @property
     def B(self) -> Tensor:  # noqa: N802
-        """B as a matrix `(d_out, r)`; shares memory with the parameter."""
-        return self.parameters[1].flatten(1)
+        """B as a matrix `(d_out, r)`; likewise."""
+        return whole(self.parameters[1]).flatten(1)
 
     @property
     def r(self) -> int:

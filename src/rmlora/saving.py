@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from rmlora.binding import Binding
 from rmlora.errors import RmloraWarning, StateError
 from rmlora.pairs import Factors, Pair
+from rmlora.shards import copy_each, gather_state, has_shards, is_sharded
 
 STATE_FILE = "rmlora_state.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -88,26 +90,46 @@ class SavePretrained(_Wrapped):
         """Save as the model does, with folded factors in place of the live ones."""
         if self.is_active:
             warn_if_idle(self.binding)
+        is_sharded_now = has_shards(self.model)
+        if is_sharded_now and kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = gather_state(self.model)
+            kwargs.setdefault("is_main_process", dist.get_rank() == 0)
         if not self.is_active or "fold" not in self.binding.method.hooks():
             return self.__wrapped__(save_directory, *args, **kwargs)
         given = kwargs.pop("state_dict", None)
         state_dict = dict(self.model.state_dict() if given is None else given)
-        state_dict |= self._folded()
+        is_writing = kwargs.get("is_main_process", True)
+        live = self._live(state_dict) if is_sharded_now and is_writing else None
+        if is_writing:
+            state_dict |= self._folded(live)
         result = self.__wrapped__(save_directory, *args, state_dict=state_dict, **kwargs)
         is_saved = self.binding.adapter in (kwargs.get("selected_adapters") or [self.binding.adapter])
-        if is_saved and kwargs.get("is_main_process", True):
-            write_lost_state(self.binding, self.folder_of(save_directory))
+        if is_saved and is_writing:
+            write_lost_state(self.binding, self.folder_of(save_directory), live)
         return result
 
-    def _folded(self) -> dict[str, Tensor]:
-        paths = {id(module): name for name, module in self.model.named_modules()}
+    def _folded(self, live: dict[Pair, Factors] | None = None) -> dict[str, Tensor]:
+        names = self._names()
         folded: dict[str, Tensor] = {}
-        for stack, factors in zip(self.binding.stacks, self.binding.fold(), strict=True):
+        for stack, factors in zip(self.binding.stacks, self.binding.fold(live), strict=True):
             for row, pair in enumerate(stack.pairs):
                 shaped = in_their_shapes(pair, Factors(factors.A[row], factors.B[row]))
                 for module, value in zip(pair.factor_modules, shaped, strict=True):
-                    folded[f"{paths[id(module)]}.weight"] = value
+                    folded[names[id(module)]] = value
         return folded
+
+    def _live(self, state_dict: dict[str, Tensor]) -> dict[Pair, Factors]:
+        """What pairs hold, from the state to be written: the one process that writes cannot gather it alone."""
+        names = self._names()
+        live = {}
+        for pair in self.binding.pairs:
+            held = [state_dict[names[id(module)]].to(pair.parameters[0].device) for module in pair.factor_modules]
+            live[pair] = Factors(*(value.detach().flatten(1) for value in held))
+        return live
+
+    def _names(self) -> dict[int, str]:
+        """Names of the factors' weights in the model's state, by the modules that hold them."""
+        return {id(module): f"{name}.weight" for name, module in self.model.named_modules()}
 
 
 class LoadAdapter(_Wrapped):
@@ -137,17 +159,22 @@ def in_their_shapes(pair: Pair, folded: Factors) -> tuple[Tensor, Tensor]:
     return shaped[0].to(A.dtype), shaped[1].to(B.dtype)
 
 
-def write_lost_state(binding: Binding, folder: Path) -> None:
+def write_lost_state(binding: Binding, folder: Path, live: dict[Pair, Factors] | None = None) -> None:
     """Write live factors and the method's state beside a folded adapter, with the adapter file's hash.
 
     The file appears whole or not at all.
+
+    Args:
+        binding: whose.
+        folder: holds the adapter file.
+        live: what its pairs hold, where that was gathered from shards; None reads it.
     """
     tensors: dict[str, Tensor] = {}
     for stack, state in zip(binding.stacks, binding.state, strict=True):
         for row, pair in enumerate(stack.pairs):
             own = {f"{pair.name}|{key}": value.detach()[row].clone() for key, value in state.items()}
             tensors |= own
-            A, B = pair.parameters
+            A, B = pair.parameters if live is None else in_their_shapes(pair, live[pair])
             tensors |= {f"{pair.name}|A": A.detach().contiguous(), f"{pair.name}|B": B.detach().contiguous()}
             if pair.E is not None:
                 tensors[f"{pair.name}|E"] = pair.E.detach().contiguous()
@@ -181,7 +208,7 @@ def read_lost_state(binding: Binding, folder: Path) -> None:
         raise StateError(f"{path} has no factors for {missing[0]} ({len(missing)} modules in all); wrong adapter?")
     for pair in binding.pairs:
         for parameter, side in zip(pair.parameters, ("A", "B"), strict=True):
-            parameter.copy_(tensors[f"{pair.name}|{side}"])
+            copy_each([parameter], [tensors[f"{pair.name}|{side}"]])
         if pair.E is not None:
             pair.E.copy_(tensors[f"{pair.name}|E"])
     for stack, state in zip(binding.stacks, binding.state, strict=True):
@@ -203,6 +230,8 @@ class FoldedDelta:
         """Return s B A of the folded factors."""
         if adapter != self.pair.adapter:
             return self.__wrapped__(adapter)  # type: ignore[operator,no-any-return]
+        if any(map(is_sharded, self.pair.parameters)):
+            raise StateError(f"{self.pair.name}: FSDP2 shards it; save with save_pretrained and merge in one process")
         folded = self._folded()
         live = [parameter.data for parameter, _ in folded]
         try:

@@ -32,6 +32,18 @@ def stack_pairs(
     return stacks
 
 
+def holding(stack: Stack, factors: Factors) -> Stack:
+    """Return the same pairs as if they held these factors, whatever they hold now.
+
+    Args:
+        stack: the pairs.
+        factors: as many, of their shapes.
+    """
+    filled = stack.renew()
+    filled.__dict__.update(A=factors.A, B=factors.B)
+    return filled
+
+
 def refuse_used(stacks: Sequence[Stack], factors: Sequence[Factors], begins: str) -> None:
     """Raise where an adapter holds something that beginning with other factors would lose: B is not zero.
 

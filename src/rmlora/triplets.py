@@ -20,7 +20,7 @@ from rmlora.analysis.folder import open_adapter
 from rmlora.binding import Binding
 from rmlora.combine import Chain
 from rmlora.errors import AttachError, RmloraWarning, StateError
-from rmlora.pairs import Pair
+from rmlora.pairs import Factors, Pair
 from rmlora.prune_export import plain_form
 from rmlora.saving import ADAPTER_FILE, STATE_FILE, FoldedDelta, write_lost_state
 from rmlora.staged_saving import LoadBeside, SaveStaged, write_config
@@ -87,7 +87,7 @@ class SaveTriplets(SaveStaged):
         write_config(folder, config)
         write_lost_state(self.binding, folder)
 
-    def _folded(self) -> dict[str, Tensor]:
+    def _folded(self, live: dict[Pair, Factors] | None = None) -> dict[str, Tensor]:
         """Nothing where the plain form of what PEFT writes has the outputs; else folded factors, and values of one."""
         if not self.binding.forward_hooks:
             return {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rmlora.axes.find_axes import Axis, Member
+from rmlora.axes.find_axes import Axis, Member, refuse_shards
 from rmlora.errors import AttachError, StateError
 from rmlora.optimizers import (
     found_inf,
@@ -178,6 +178,7 @@ class AxisBinding:
     def _mask_late(self, members: list[tuple[Axis, Member]]) -> None:
         """Mask gradients that came about without our hook."""
         for axis, member in members:
+            refuse_shards(axis, member)
             grad = member.parameter.grad
             if grad is not None:
                 grad.copy_(self.mask_gradient(axis, member, grad))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rmlora.errors import AttachError
 from rmlora.pairs import Pair, stable_name
+from rmlora.shards import is_sharded
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +188,15 @@ def _choose(model: nn.Module, wanted: str | None) -> str:
     return wanted or known[0]
 
 
+def refuse_shards(axis: Axis, member: Member) -> None:
+    """Raise where FSDP2 keeps a tensor of an axis in shards."""
+    if is_sharded(member.parameter):
+        raise AttachError(f"{axis.name}: FSDP2 shards it, and mask_axes needs whole gradients; use DDP instead")
+
+
 def _check(axis: Axis) -> None:
     for member in axis.members:
+        refuse_shards(axis, member)
         shape = tuple(member.parameter.shape)
         if max(member.dims) >= len(shape) or any(shape[dim] != axis.r for dim in member.dims):
             raise AttachError(
