@@ -99,7 +99,7 @@ def test_roberta_has_fewer_positions_than_rows(healthy: Subject) -> None:
     ("lora", "verdict", "scale"),
     [
         ({"r": 8, "lora_alpha": 1024}, "problem", 128),
-        ({"r": 64, "lora_alpha": 8}, "warning", 0.125),
+        ({"r": 16, "lora_alpha": 2}, "warning", 0.125),
         ({"r": 4, "lora_alpha": 16, "use_rslora": True}, "warning", 8),
         ({"r": 4, "scale": 1}, "ok", 1),
     ],
