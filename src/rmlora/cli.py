@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmlora.commands import bench, compare, predict, report, reproduce
+from rmlora.commands import bench, compare, predict, replay, report, reproduce
 from rmlora.errors import ConfigError, RmloraError
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: words after the program's name; None takes the process's.
 
     Raises:
-        SystemExit: 0 done, 2 something the user can put right, 130 interrupted.
+        SystemExit: 0 done, 1 a replay differs, 2 something the user can put right, 130 interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -239,7 +239,7 @@ def demo(
     run_demo(output, seeds, Console())
 
 
-for command in (bench, compare, predict, report, reproduce):
+for command in (bench, compare, predict, replay, report, reproduce):
     command.add(app)
 
 

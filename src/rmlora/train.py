@@ -93,7 +93,7 @@ def dry_run(config: RunConfig, console: Console) -> Plan:
 
 
 def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: Console) -> dict[str, Any]:
-    environment = describe_environment(plan.config.model, plan.model, plan.data.files)
+    environment = describe_environment(plan.config.model, plan.model, plan.data.files, plan.config.init_adapter)
     checkpoint = folder.checkpoint() if resume else None
     if checkpoint is not None and folder.environment.is_file():
         begun_as = json.loads(folder.environment.read_text(encoding="utf-8"))
