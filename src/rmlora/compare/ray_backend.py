@@ -17,8 +17,9 @@ from rmlora.compare.cells import Cell
 from rmlora.compare.local import Seen
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
-from rmlora.compare.work import POLL_SECONDS, DiskFullError, run_cell
+from rmlora.compare.work import POLL_SECONDS, run_cell
 from rmlora.errors import ConfigError
+from rmlora.run.faults import DiskFullError
 from rmlora.run.sources import KeptSources
 
 _DEATHS = 2
