@@ -20,6 +20,7 @@ from rmlora.analysis.present import print_report
 from rmlora.compare.reading import read_study
 from rmlora.config_source import merge, read_config, resolve
 from rmlora.errors import RmloraError
+from rmlora.methods import METHODS
 from rmlora.report.write import write_report
 from rmlora.run.choice import complete
 from rmlora.run.plan import make_plan
@@ -60,9 +61,15 @@ def changed_config(folder: Path, told: tuple[str, dict[str, Any]]) -> None:
     """A configuration that would do, but for some settings: up to the plan, with a model."""
     where, files, sources = model(folder.parent)
     method, changes = told
+    changes = {name: value for name, value in changes.items() if _suits(method, name)}
     base = runs.settings(where, files, folder / "out", method=method)
     with watched(folder), suppress(RmloraError):
         plan(merge(base, changes), sources)
+
+
+def _suits(method: str, name: str) -> bool:
+    """Whether a method has a knob; most have few of them, and a word about that is all that would ever be seen."""
+    return not name.startswith("method_args.") or name.partition(".")[2] in METHODS[method].knobs
 
 
 def changed_study(folder: Path, changes: dict[str, Any]) -> None:
@@ -159,6 +166,9 @@ def study_folder(folder: Path, told: dict[str, Any]) -> None:
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = yaml.safe_load((place / "study.yaml").read_text()) | told["spec"]
     (place / "study.yaml").write_text(yaml.safe_dump(spec, allow_unicode=False))
+    if not told["curves"]:  # which take seconds to draw
+        for path in place.glob("cells/*/metrics.jsonl"):
+            path.unlink()
     files = sorted(path for path in place.rglob("*") if path.is_file())
     for number, data in told["damaged"]:
         files[number % len(files)].write_bytes(data)

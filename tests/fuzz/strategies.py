@@ -46,6 +46,54 @@ names = st.one_of(
     texts.map(lambda text: f"data.{text}"),
 )
 methods = st.sampled_from(sorted(METHODS))
+small = st.integers(0, 70)
+shares = st.sampled_from([0.0, 1e-9, 0.1, 0.5, 0.999, 1.0])
+modules = st.sampled_from(["query", "[", ".*", "", "(?P<a>x)\\1", "all-linear", "auto", "classifier", "embeddings"])
+LIKELY: dict[str, st.SearchStrategy[Any]] = {
+    "lora.r": small,
+    "lora.lora_alpha": numbers,
+    "lora.scale": numbers,
+    "lora.lora_dropout": shares,
+    "lora.target_modules": modules | st.lists(modules, max_size=2) | texts,
+    "lora.ranks": st.sampled_from(["equal", "linear"]),
+    "lora.rank_ratio": numbers,
+    "lora.use_dora": st.booleans(),
+    "lora.use_rslora": st.booleans(),
+    "lora.init_lora_weights": st.sampled_from([True, False, "pissa", "olora", "gaussian", "orthogonal", "eva", "x"]),
+    "training.epochs": small,
+    "training.lr": numbers,
+    "training.batch_size": numbers,
+    "training.gradient_accumulation_steps": numbers,
+    "training.optimizer": st.sampled_from(["sgd", "adafactor", "adamw_torch", "adamw_8bit", "lomo", "muon"]) | texts,
+    "training.lr_scheduler": st.sampled_from(["cosine", "polynomial", "reduce_lr_on_plateau"]) | texts,
+    "training.warmup_steps": numbers | shares,
+    "training.metric": st.sampled_from(["f1", "pearson", "accuracy", "matthews"]) | texts,
+    "training.save": st.sampled_from(["best", "last"]),
+    "training.report_to": st.lists(texts, max_size=1),
+    "data.max_length": small,
+    "data.train_examples": small,
+    "data.train_per_class": small,
+    "data.eval_examples": small,
+    "data.num_labels": small,
+    "data.label_names": st.lists(texts, max_size=3),
+    "data.text": texts,
+    "data.label": texts | st.just("sentence1"),
+    "data.holdout": shares,
+    "data.glue": st.sampled_from(["rte", "mnli", "stsb", "cola"]) | texts,
+    "data.train": texts,
+    "evaluation.ensemble": small,
+    "evaluation.chunk": small,
+    "task": st.sampled_from(["text-regression", "causal-lm", "question-answering", "image-classification"]),
+    "scope": st.sampled_from(["head", "whole"]),
+    "method_args.weight": numbers,
+    "method_args.directions": numbers | shares,
+    "output": texts,
+}
+likely = st.sampled_from(sorted(LIKELY)).flatmap(lambda name: st.tuples(st.just(name), LIKELY[name]))
+arguments = st.sampled_from([f"method_args.{knob}" for knob in knobs]).flatmap(
+    lambda name: st.tuples(st.just(name), numbers | shares)
+)
+likely_changes = st.lists(likely | arguments, min_size=1, max_size=3).map(dict)
 changes = st.dictionaries(names, values, min_size=1, max_size=3)
 
 columns = st.sampled_from(["sentence1", "sentence2", "label", "text", "prompt", "completion", "question", "context"])
@@ -61,8 +109,34 @@ def as_jsonl(found: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in found).encode()
 
 
+HARD = (
+    b'{"label": ' + b"9" * 5000 + b"}",
+    b"[" * 20000,
+    b'{"a": ' * 20000,
+    b'{"sentence1": "a", "sentence2": "b", "label": 100000000000}\n',
+    b'{"sentence1": "\\ud800", "sentence2": "b", "label": 0}\n{"sentence1": "a", "sentence2": "b", "label": 1}\n',
+)
+HARD_YAML = (
+    b"model: 2001-13-45",
+    b"model: !!int x",
+    b"model: !!float []",
+    b"model: !!timestamp x",
+    b"model: !!binary x",
+    b"model: !!python/object/apply:os.system [touch /outside]",
+    b"? [a]\n: b",
+    b"<<: 1",
+    b"a: &a [*a]",
+    b"[" * 2000,
+    b"x: {" * 2000,
+    b"--- a\n--- b",
+)
+
 jsonl = st.one_of(
-    fit_rows.map(as_jsonl), rows.map(as_jsonl), values.map(lambda v: json.dumps(v).encode()), st.binary(max_size=40)
+    st.sampled_from(HARD),
+    fit_rows.map(as_jsonl),
+    rows.map(as_jsonl),
+    values.map(lambda v: json.dumps(v).encode()),
+    st.binary(max_size=40),
 )
 cells = st.one_of(texts, st.integers(-1, 3).map(str), st.just('"'))
 csv = st.one_of(

@@ -42,11 +42,13 @@ studies = st.fixed_dictionaries(
     {
         "rows": st.lists(st.tuples(st.integers(0, 9), row_names, strategies.values), max_size=3),
         "spec": st.dictionaries(spec_names, strategies.values, max_size=2),
+        "curves": st.sampled_from([False] * 19 + [True]),
         "damaged": st.lists(st.tuples(st.integers(0, 40), strategies.jsonl), max_size=1),
     }
 )
 tasks = st.sampled_from(["text-classification", "text-regression", "causal-lm", "question-answering"])
 documents = st.one_of(
+    st.sampled_from(strategies.HARD_YAML),
     st.dictionaries(
         st.sampled_from(["model", "data", "lora", "training", "method", "output", "seeds", "tasks"]), strategies.values
     ).map(lambda told: yaml.safe_dump(told, allow_unicode=False).encode()),
@@ -57,7 +59,12 @@ documents = st.one_of(
 Case = Callable[[Path, Any], None]
 KINDS: dict[str, tuple[Any, Case, int, int]] = {
     "documents": (documents, cases.any_config, 100, 3000),
-    "settings": (st.tuples(strategies.methods, strategies.changes), cases.changed_config, 40, 1500),
+    "settings": (
+        st.tuples(strategies.methods, strategies.likely_changes | strategies.changes),
+        cases.changed_config,
+        40,
+        1500,
+    ),
     "studies": (strategies.changes, cases.changed_study, 60, 1500),
     "JSONL": (st.tuples(st.sampled_from(["jsonl", "json"]), tasks, strategies.jsonl), cases.data_file, 60, 1500),
     "CSV": (st.tuples(st.sampled_from(["csv", "tsv"]), tasks, strategies.csv), cases.data_file, 40, 1000),

@@ -87,7 +87,7 @@ def _placed(config: RunConfig, environment: dict[str, Any]) -> RunConfig:
 def _read(path: Path) -> dict[str, Any]:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StateError(f'"{path}" is damaged, so what the run was is not known') from error
     if not isinstance(told, dict):
         raise StateError(f'"{path}" is damaged: expected an object, got a {type(told).__name__}')
