@@ -115,10 +115,7 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         open_folder(folder, checkpoint, overwrite)
         write_text(folder.config, dump(plan.config))
         write_text(folder.environment, json.dumps(environment, indent=2) + "\n")
-    sparing = SkipEvaluations(plan.config.training.evaluate_every)
-    keeping = KeepLatest(plan.config.training.keep_checkpoints)
-    recording = RecordEpochs(folder, plan.metric, plan.handle)
-    trainer = make_trainer(plan, [StopAtNan(folder), sparing, recording, progress, keeping])
+    trainer = make_trainer(plan, _callbacks(plan, folder, progress))
     if resume:
         where = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no checkpoint yet"
         say(console, f"Going on {where}.")
@@ -143,6 +140,13 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
     write_text(folder.result, json.dumps(result, indent=2) + "\n")
     show_result(console, plan, result, folder)
     return result
+
+
+def _callbacks(plan: Plan, folder: RunFolder, progress: ShowProgress) -> list[Any]:
+    """What watches the training, in the order in which it acts."""
+    training = plan.config.training
+    sparing, keeping = SkipEvaluations(training.evaluate_every), KeepLatest(training.keep_checkpoints)
+    return [StopAtNan(folder), sparing, RecordEpochs(folder, plan.metric, plan.handle), progress, keeping]
 
 
 def _summarise(plan: Plan, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:

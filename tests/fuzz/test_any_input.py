@@ -58,18 +58,18 @@ documents = st.one_of(
 
 Case = Callable[[Path, Any], None]
 KINDS: dict[str, tuple[Any, Case, int, int]] = {
-    "documents": (documents, cases.any_config, 100, 3000),
+    "documents": (documents, cases.any_config, 60, 3000),
     "settings": (
         st.tuples(strategies.methods, strategies.likely_changes | strategies.changes),
         cases.changed_config,
-        40,
+        25,
         1500,
     ),
     "studies": (strategies.changes, cases.changed_study, 60, 1500),
-    "JSONL": (st.tuples(st.sampled_from(["jsonl", "json"]), tasks, strategies.jsonl), cases.data_file, 60, 1500),
-    "CSV": (st.tuples(st.sampled_from(["csv", "tsv"]), tasks, strategies.csv), cases.data_file, 40, 1000),
-    "adapters": (adapters, cases.adapter_folder, 60, 1200),
-    "study folders": (studies, cases.study_folder, 10, 300),
+    "JSONL": (st.tuples(st.sampled_from(["jsonl", "json"]), tasks, strategies.jsonl), cases.data_file, 40, 1500),
+    "CSV": (st.tuples(st.sampled_from(["csv", "tsv"]), tasks, strategies.csv), cases.data_file, 25, 1000),
+    "adapters": (adapters, cases.adapter_folder, 40, 1200),
+    "study folders": (studies, cases.study_folder, 4, 300),
 }
 
 
