@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmlora.commands import bench, compare, doctor, predict, report, reproduce, verify
+from rmlora.commands import bench, compare, doctor, predict, replay, report, reproduce, verify
 from rmlora.commands.configuring import configure
 from rmlora.errors import ConfigError, RmloraError
 
@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         argv: words after the program's name; None takes the process's.
 
     Raises:
-        SystemExit: 0 done, 1 `doctor` or `verify` found something wrong, 2 something the user can put right,
-            130 interrupted.
+        SystemExit: 0 done, 1 `doctor` or `verify` found something wrong or a replay differs, 2 something the user can
+            put right, 130 interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -228,7 +228,7 @@ def demo(
     run_demo(output, seeds, Console())
 
 
-for command in (bench, compare, doctor, predict, report, reproduce, verify):
+for command in (bench, compare, doctor, predict, replay, report, reproduce, verify):
     command.add(app)
 
 

@@ -53,6 +53,10 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}{line}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deeply to be settings") from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:  # a date of month 13, !!int of no number
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def write_text(path: Path, text: str) -> Path:
         >>> write_text(Path(tempfile.mkdtemp()) / "new" / "a.txt", "one line").read_text()
         'one line'
     """
-    return write_bytes(path, text.encode("utf-8"))
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))  # half characters as JSON writes them
 
 
 def write_bytes(path: Path, data: bytes) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,22 @@ from rmlora.config import RunConfig
 from rmlora.config_source import dump
 from rmlora.files import write_text
 from rmlora.run.card import write_card
+from rmlora.run.checkpoints import KeepLatest
 from rmlora.run.choice import complete
 from rmlora.run.curves import plot_curves
+from rmlora.run.divergence import StopAtNan
 from rmlora.run.ensemble import evaluate_ensemble
 from rmlora.run.environment import continue_environment, describe_environment
+from rmlora.run.faults import explained
 from rmlora.run.folder import RunFolder, check_folder, checkpoint_step, open_folder
 from rmlora.run.generation import write_generated
 from rmlora.run.inference import count_inference
+from rmlora.run.lock import held, refuse_held
 from rmlora.run.plan import Plan, make_plan
 from rmlora.run.predictions import kept_reliability
 from rmlora.run.progress import ShowProgress
 from rmlora.run.record import RecordEpochs, SkipEvaluations, best_row
-from rmlora.run.show import show_header, show_plan, show_result
+from rmlora.run.show import show_finished, show_header, show_plan, show_result
 from rmlora.run.sources import Sources
 from rmlora.run.trainer import make_trainer, quieten
 from rmlora.run.weights import initial_factors, save_weights
@@ -56,7 +61,8 @@ def train(
         What result.json holds: best and last epoch, counts, times.
 
     Raises:
-        RmloraError: something in the configuration, data, model or folder is wrong.
+        RmloraError: something in the configuration, data, model or folder is wrong, training diverged, the memory or
+            the disk is full, or another process trains in the folder.
     """
     console = console or Console(quiet=True)
     restore = quieten()
@@ -64,11 +70,15 @@ def train(
         config = complete(config)
         folder = RunFolder(Path(str(config.output)))
         if check_folder(folder, config, resume, overwrite):
-            say(console, f"The run in {folder.path} is finished; nothing to do.")
-            return dict(json.loads(folder.result.read_text(encoding="utf-8")))
+            return show_finished(folder, console)
+        refuse_held(folder)
         plan = make_plan(config, sources)
         show_header(console, plan)
-        return _run(plan, folder, resume, overwrite, console)
+        writes = plan.arguments.should_save  # of several processes one does
+        with held(folder) if writes else nullcontext(), explained(folder.path, config.training):
+            if writes and check_folder(folder, config, resume, overwrite):  # by another process, meanwhile
+                return show_finished(folder, console)
+            return _run(plan, folder, resume, overwrite, console)
     finally:
         restore()
 
@@ -93,7 +103,7 @@ def dry_run(config: RunConfig, console: Console) -> Plan:
 
 
 def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: Console) -> dict[str, Any]:
-    environment = describe_environment(plan.config.model, plan.model, plan.data.files)
+    environment = describe_environment(plan.config.model, plan.model, plan.data.files, plan.config.init_adapter)
     checkpoint = folder.checkpoint() if resume else None
     if checkpoint is not None and folder.environment.is_file():
         begun_as = json.loads(folder.environment.read_text(encoding="utf-8"))
@@ -105,8 +115,7 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         open_folder(folder, checkpoint, overwrite)
         write_text(folder.config, dump(plan.config))
         write_text(folder.environment, json.dumps(environment, indent=2) + "\n")
-    sparing = SkipEvaluations(plan.config.training.evaluate_every)
-    trainer = make_trainer(plan, [sparing, RecordEpochs(folder, plan.metric, plan.handle), progress])
+    trainer = make_trainer(plan, _callbacks(plan, folder, progress))
     if resume:
         where = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no checkpoint yet"
         say(console, f"Going on {where}.")
@@ -131,6 +140,13 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
     write_text(folder.result, json.dumps(result, indent=2) + "\n")
     show_result(console, plan, result, folder)
     return result
+
+
+def _callbacks(plan: Plan, folder: RunFolder, progress: ShowProgress) -> list[Any]:
+    """What watches the training, in the order in which it acts."""
+    training = plan.config.training
+    sparing, keeping = SkipEvaluations(training.evaluate_every), KeepLatest(training.keep_checkpoints)
+    return [StopAtNan(folder), sparing, RecordEpochs(folder, plan.metric, plan.handle), progress, keeping]
 
 
 def _summarise(plan: Plan, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:

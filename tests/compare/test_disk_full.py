@@ -7,8 +7,8 @@ import pytest
 
 from rmlora.compare.rows import without_times
 from rmlora.compare.running import compare
-from rmlora.compare.work import DiskFullError
 from rmlora.errors import RmloraError
+from rmlora.run.faults import DiskFullError
 from tests.compare import studies
 
 

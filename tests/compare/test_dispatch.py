@@ -16,9 +16,9 @@ from rmlora.compare.probe import Probe, has_answered, leave_probe, look_for, rem
 from rmlora.compare.remote import Ended, Order, run_order
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
-from rmlora.compare.work import DiskFullError
 from rmlora.errors import ConfigError, RmloraError
 from rmlora.files import write_text
+from rmlora.run.faults import DiskFullError
 from tests.compare import studies
 
 Fate = Callable[[str, int], Ended | BaseException | None]

@@ -88,7 +88,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path} has no {CONFIG_NAME}; {remedy}.")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{file} is not readable JSON ({error}); save the adapter again.") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{file} holds a {type(config).__name__}, not a JSON object; save the adapter again.")

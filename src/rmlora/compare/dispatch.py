@@ -17,8 +17,9 @@ from rmlora.compare.cells import Cell
 from rmlora.compare.remote import Ended
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
-from rmlora.compare.work import POLL_SECONDS, DiskFullError
+from rmlora.compare.work import POLL_SECONDS
 from rmlora.errors import ConfigError, RmloraError
+from rmlora.run.faults import DiskFullError
 
 # A cell that another coordinator's job has is looked at again after so long.
 _HELD_SECONDS = 5.0

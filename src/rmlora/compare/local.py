@@ -17,9 +17,10 @@ from rmlora.compare.agenda import Agenda
 from rmlora.compare.cells import Cell
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
-from rmlora.compare.work import LOST, POLL_SECONDS, DiskFullError, work
+from rmlora.compare.work import LOST, POLL_SECONDS, work
 from rmlora.compare.worker import DISK_FULL
 from rmlora.errors import RmloraError
+from rmlora.run.faults import DiskFullError
 
 Seen = Callable[[Agenda], None]
 

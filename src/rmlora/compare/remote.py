@@ -13,8 +13,9 @@ from typing import Any
 from rmlora.compare.agenda import Agenda
 from rmlora.compare.probe import Probe, look_for
 from rmlora.compare.store import Store, read_record
-from rmlora.compare.work import DiskFullError, run_cell
+from rmlora.compare.work import run_cell
 from rmlora.files import write_text
+from rmlora.run.faults import DiskFullError
 from rmlora.run.sources import KeptSources
 
 _KEPT: dict[str, KeptSources] = {}

@@ -166,6 +166,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """Return what a JSON file of a study holds; None where it is missing, cut short or no object."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) else None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import shutil
 import sys
 import threading
 import time
@@ -21,17 +19,12 @@ from rmlora.compare.agenda import Agenda
 from rmlora.compare.cells import Cell
 from rmlora.compare.store import Store
 from rmlora.compare.study import Study
-from rmlora.errors import RmloraError
+from rmlora.run.faults import disk_full
 from rmlora.run.sources import KeptSources, Sources
 
 POLL_SECONDS = 0.3
 LOST = 4  # exit code of a process whose cell was taken over
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_BYTES = 2**16
-
-
-class DiskFullError(RmloraError):
-    """Nothing more can be written, so no cell can be run."""
+_SAFE = "every finished cell is safe; make room and start again"
 
 
 def work(study: Study, store: Store, seen: Callable[[Agenda], None] = lambda agenda: None) -> None:
@@ -87,7 +80,7 @@ def run_cell(study: Study, store: Store, cell: Cell, sources: Sources, job: str 
             _run(study, store, cell, folder, sources, log)
         return True
     except OSError as error:
-        raise _disk_full(error, store) or error from error
+        raise disk_full(error, store.path, _SAFE) or error from error
     finally:
         with contextlib.suppress(OSError):
             claims.release(claim)
@@ -99,7 +92,7 @@ def _run(study: Study, store: Store, cell: Cell, folder: Path, sources: Sources,
         train_cell(cell, folder, sources, Console(file=log, width=120, color_system=None))
         store.finish(cell, study.keep_weights)
     except Exception as error:
-        full = _disk_full(error, store)
+        full = disk_full(error, store.path, _SAFE)
         if full is not None:
             raise full from error
         log.write(traceback.format_exc())
@@ -148,18 +141,3 @@ def _give_way(cell: Cell) -> None:
 def _said_to(log: IO[str]) -> Iterator[None]:
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield
-
-
-def _disk_full(error: BaseException, store: Store) -> DiskFullError | None:
-    """Recognise an error that comes from a full disk, whatever library turned it into what."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    free = shutil.disk_usage(store.path).free
-    if free >= _FULL_BYTES and not any(isinstance(e, OSError) and e.errno in _FULL for e in chain):
-        return None
-    return DiskFullError(
-        f'no space left in "{store.path}" ({free:,} bytes free): every finished cell is safe; make room and start again'
-    )

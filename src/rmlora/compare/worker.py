@@ -24,7 +24,8 @@ def main(words: list[str]) -> int:
 
     from rmlora.compare.reading import read_study
     from rmlora.compare.store import Store
-    from rmlora.compare.work import DiskFullError, end_with, work
+    from rmlora.compare.work import end_with, work
+    from rmlora.run.faults import DiskFullError
 
     if os.getppid() != parent:
         return 1

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rmlora.config import TrainingConfig
+from rmlora.run.divergence import check_step
 from rmlora.tasks.data import TaskData
+
+_LOWER = "lower training.lr, and start again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def fit(
             batch = train.take(indices)
             loss = task_loss(model(batch.features), batch.labels)
             loss.backward()  # type: ignore[no-untyped-call]
+            check_step(loss, model, True, f"at step {steps + 1}", lambda: _LOWER)
             if training.max_grad_norm:
                 nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
             with around_step():

@@ -27,13 +27,15 @@ from rmlora.heads.settings import complete_head
 from rmlora.run.card import write_card
 from rmlora.run.curves import plot_curves
 from rmlora.run.environment import continue_environment
+from rmlora.run.faults import explained
 from rmlora.run.folder import RunFolder, check_folder, open_folder
+from rmlora.run.lock import held, refuse_held
 from rmlora.run.masked_updates import MaskedUpdates
 from rmlora.run.plan import Described
 from rmlora.run.predictions import kept_reliability
 from rmlora.run.progress import epoch_line
 from rmlora.run.record import Row, make_row, refuse_nan
-from rmlora.run.show import show_header, show_plan, show_result
+from rmlora.run.show import show_finished, show_header, show_plan, show_result
 from rmlora.run.trainer import quieten
 from rmlora.run.wording import say
 from rmlora.tasks.calibration import measure_calibration
@@ -75,16 +77,19 @@ def train_head(
         config = complete_head(config if folder is None else config.model_copy(update={"output": str(folder)}))
         place = RunFolder(Path(str(config.output)))
         if check_folder(place, config, resume, overwrite):
-            say(console, f"The run in {place.path} is finished; nothing to do.")
-            return dict(json.loads(place.result.read_text(encoding="utf-8")))
+            return show_finished(place, console)
+        refuse_held(place)
         run = prepare(config, lambda text: say(console, text))
         show_header(console, run)
         environment = describe_run(run.config, run.data)
-        if resume:
-            _refuse_changes(place, environment)
-            say(console, "Going on from the beginning: a run of the layer alone keeps no checkpoint.")
-        open_folder(place, None, overwrite)
-        return _run(run, place, environment, console)
+        with held(place), explained(place.path, config.training):
+            if check_folder(place, config, resume, overwrite):  # by another process, meanwhile
+                return show_finished(place, console)
+            if resume:
+                _refuse_changes(place, environment)
+                say(console, "Going on from the beginning: a run of the layer alone keeps no checkpoint.")
+            open_folder(place, None, overwrite)
+            return _run(run, place, environment, console)
     finally:
         restore()
 

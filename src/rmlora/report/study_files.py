@@ -64,7 +64,7 @@ class StudyFiles:
             return {}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             self.note(f"{self.show(path)} is no complete JSON: left out.")
             return {}
         return found if isinstance(found, dict) else {}
@@ -94,7 +94,7 @@ class StudyFiles:
         for number, line in enumerate(text.splitlines(), start=1):
             try:
                 found = json.loads(line) if line.strip() else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 found = False
             if isinstance(found, dict):
                 rows.append(found)
@@ -177,7 +177,7 @@ def _read_spec(files: StudyFiles) -> dict[str, Any]:
     path = files.path / "study.yaml"
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         files.note("study.yaml is missing or no YAML: the report rests on the rows alone.")
         return {}
     return dict(found) if isinstance(found, Mapping) else {}

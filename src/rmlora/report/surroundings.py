@@ -18,13 +18,14 @@ def environment_table(files: StudyFiles) -> Table:
         files: of the study; environment.json beside study.yaml, or those of the runs.
     """
     own = dict(flatten(files.json(files.path / "environment.json")))
+    own.pop("folder", None)  # where it was started; a report is for others
     found: dict[str, dict[str, list[str]]] = {}
     for row in files.rows:
         folder = files.cell(row)
         for name, value in flatten(files.json(folder / "environment.json")) if folder is not None else ():
             found.setdefault(name, {}).setdefault(value, []).append(str(row.get("cell")))
     for name, values in found.items():
-        if name not in own and not name.startswith("command"):
+        if name not in own and not name.startswith(("command", "folder")):
             listed = [value if len(values) == 1 else f"{value} ({len(cells)} runs)" for value, cells in values.items()]
             own[name] = "; ".join(listed)
     rows = tuple(own.items()) or (("environment.json", "missing"),)

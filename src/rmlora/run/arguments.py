@@ -52,7 +52,6 @@ def training_arguments(config: RunConfig, folder: RunFolder, metric: str) -> Any
             logging_strategy="epoch",
             logging_nan_inf_filter=False,
             save_strategy="epoch" if t.save_every_epoch else "no",
-            save_total_limit=t.keep_checkpoints,
             load_best_model_at_end=t.save == "best",
             metric_for_best_model=f"eval_eval_{metric}" if t.save == "best" else None,
             greater_is_better=True if t.save == "best" else None,

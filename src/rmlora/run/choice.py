@@ -8,7 +8,7 @@ from typing import Any
 
 from rmlora.adapting import alpha
 from rmlora.config import DataConfig, LoraSettings, RunConfig
-from rmlora.errors import ConfigError, nearest
+from rmlora.errors import AdapterError, ConfigError, nearest
 from rmlora.methods import METHODS, Method
 from rmlora.tasks.glue import settle_glue
 
@@ -133,14 +133,21 @@ def _adapter_settings(config: RunConfig) -> LoraSettings:
     names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
     found: dict[str, Any] = {name: stored[name] for name in names if name in stored}
     found["target_modules"] = stored.get("target_modules", "auto")
-    found["scale"] = found["lora_alpha"] / (found["r"] ** (0.5 if found.get("use_rslora") else 1))
+    try:
+        found["scale"] = found["lora_alpha"] / (found["r"] ** (0.5 if found.get("use_rslora") else 1))
+        settings = LoraSettings(**found)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        told = ", ".join(f"{name}={found.get(name)!r}" for name in ("r", "lora_alpha", "target_modules"))
+        raise AdapterError(
+            f"{config.init_adapter}: adapter_config.json has settings that no LoRA adapter can have, among {told[:200]}"
+        ) from error
     for name in config.lora.model_fields_set & found.keys():
         wanted = getattr(config.lora, name)
         if name != "target_modules" and wanted is not None and wanted != found[name]:
             raise ConfigError(
                 f"lora.{name} is {wanted}, but the adapter {config.init_adapter} has {found[name]}: leave it out"
             )
-    return LoraSettings(**found)
+    return settings
 
 
 def _output_name(config: RunConfig, method: Method) -> str:

@@ -32,13 +32,16 @@ PACKAGES = (
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
-def describe_environment(model_name: str, model: Any, data_files: Iterable[Path]) -> dict[str, Any]:
+def describe_environment(
+    model_name: str, model: Any, data_files: Iterable[Path], init_adapter: str | None = None
+) -> dict[str, Any]:
     """Collect everything outside the configuration that the numbers of a run may depend on.
 
     Args:
         model_name: folder or Hub id.
         model: the loaded model, which knows the Hub commit it came from.
         data_files: local files that were read.
+        init_adapter: folder of the adapter that training went on from; None if there was none.
 
     Returns:
         Plain values, ready for JSON.
@@ -47,6 +50,7 @@ def describe_environment(model_name: str, model: Any, data_files: Iterable[Path]
         **describe_process(),
         "model": describe_model(model_name, model),
         "data": {str(path): hash_tree(path) for path in data_files},
+        **({} if init_adapter is None else {"init_adapter": describe_folder(init_adapter)}),
     }
 
 
@@ -82,6 +86,7 @@ def describe_process() -> dict[str, Any]:
     """Collect what was typed, where, and under which versions, as plain values."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "folder": str(Path.cwd()),
         "python": platform.python_version(),
         "versions": {name: package_version(name) for name in PACKAGES},
         "git": git_state(Path.cwd()),
@@ -110,11 +115,16 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_model(name: str, model: Any) -> dict[str, Any]:
     """Identify a model: by the hashes of its files if it is a folder, else by its Hub commit."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        files = sorted({p for pattern in _MODEL_FILES for p in folder.glob(pattern)})
-        return {"name": name, "files": {p.name: hash_file(p) for p in files}}
+    if Path(name).expanduser().is_dir():
+        return describe_folder(name)
     return {"name": name, "commit": getattr(model.config, "_commit_hash", None)}
+
+
+def describe_folder(name: str) -> dict[str, Any]:
+    """Identify a model or adapter on disk by the hashes of its files; none where there is no folder."""
+    folder = Path(name).expanduser()
+    files = sorted({p for pattern in _MODEL_FILES for p in folder.glob(pattern)})
+    return {"name": name, "files": {p.name: hash_file(p) for p in files}}
 
 
 def hash_tree(path: Path) -> str:

@@ -19,6 +19,8 @@ from rmlora.files import check_writable, write_text
 _FREE = {"output", "training.report_to", "training.keep_checkpoints", "training.num_workers"}
 _FREE |= {"evaluation.ensemble", "evaluation.average", "evaluation.chunk"}
 
+_UNFINISHED = (".weights-", ".adapter-", ".rmlora-")
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -81,6 +83,11 @@ class RunFolder:
         return self.path / "README.md"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that writes; empty, and no part of the run."""
+        return self.path / ".lock"
+
+    @property
     def checkpoints(self) -> Path:
         """The Trainer's checkpoints."""
         return self.path / "checkpoints"
@@ -91,7 +98,7 @@ class RunFolder:
             p
             for p in self.checkpoints.glob("checkpoint-*")
             if p.name.rpartition("-")[2].isdigit()
-            and (p / "trainer_state.json").is_file()  # the Trainer writes it last
+            and _is_whole(p / "trainer_state.json")  # the Trainer writes it last
             and (p / "optimizer.pt").is_file()
         ]
         return max(found, key=checkpoint_step, default=None)
@@ -140,7 +147,7 @@ def check_folder(folder: RunFolder, config: RunConfig, resume: bool, overwrite: 
         StateError: `resume` with other settings than the run was started with.
     """
     check_writable(folder.path)
-    if not folder.path.is_dir() or not any(folder.path.iterdir()):
+    if not folder.path.is_dir() or all(_is_litter(path) for path in folder.path.iterdir()):
         return False
     if not folder.config.is_file():
         raise ConfigError(f'output "{folder.path}" is not empty and holds no rmlora run; choose another folder')
@@ -178,6 +185,9 @@ def open_folder(folder: RunFolder, checkpoint: Path | None, overwrite: bool) -> 
         checkpoint: where the run goes on; None starts at the beginning.
         overwrite: delete what an earlier run wrote, and nothing else.
     """
+    for path in folder.path.iterdir() if folder.path.is_dir() else ():
+        if _is_litter(path) and path != folder.lock:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     if overwrite:
         _clear(folder)
     step = checkpoint_step(checkpoint) if checkpoint is not None else 0
@@ -193,10 +203,9 @@ def _clear(folder: RunFolder) -> None:
     if folder.result.is_file():
         written = list(json.loads(folder.result.read_text(encoding="utf-8")).get("files", []))
     named = (
-        folder.config,
+        folder.result,  # first: from now on the run is not finished
         folder.environment,
         folder.metrics,
-        folder.result,
         folder.curves,
         folder.card,
         folder.answers,
@@ -210,6 +219,20 @@ def _clear(folder: RunFolder) -> None:
     ):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    folder.config.unlink(missing_ok=True)  # last: until now the folder says whose it is
+
+
+def _is_litter(path: Path) -> bool:
+    """Whether a killed process left it behind: its lock, a file or a folder that was still to be renamed."""
+    name = path.name
+    return name == ".lock" or (name.startswith(".") and (name.endswith(".part") or name.startswith(_UNFINISHED)))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rmlora.config_source import dump
+from rmlora.errors import StateError
 from rmlora.run.folder import RunFolder
 from rmlora.run.plan import Described, Plan
 from rmlora.run.wording import duration, say
@@ -92,6 +94,20 @@ def show_result(console: Console, plan: Described, result: dict[str, Any], folde
     say(console, f"Done in {duration(result['seconds'])}. {folder.path} holds {saved}.")
     for line in next_steps(plan, folder.path):
         say(console, line)
+
+
+def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Say that nothing is left to do for a run, and return its result.
+
+    Raises:
+        StateError: result.json is damaged.
+    """
+    try:
+        result = dict(json.loads(folder.result.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise StateError(f'"{folder.result}" is damaged; start the run anew with --overwrite') from error
+    say(console, f"The run in {folder.path} is finished; nothing to do.")
+    return result
 
 
 def next_steps(plan: Described, path: Path) -> list[str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from rmlora.errors import DataError, nearest
-from rmlora.tasks.table import Table
+from rmlora.tasks.table import Table, refuse_half_characters
+
+_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ def find_classes(
     numbers = {_as_int(table, column, index, value) for index, value in enumerate(values)}
     count = num_labels or (len(names) if names is not None else max(numbers) + 1)
     if num_labels is None and names is None:
-        gaps = sorted(set(range(count)) - numbers)
+        gaps = list(islice((i for i in range(count) if i not in numbers), 6))
         if gaps:
             raise DataError(
                 f"{table.where}: labels run up to {count - 1} but {_some(gaps)} never occur; "
                 f"set data.num_labels={count} if that is meant"
             )
+    if count > _MOST_CLASSES:
+        raise DataError(f"{table.where}: {count} classes are more than {_MOST_CLASSES}; check data.num_labels")
     found = tuple(names) if names is not None else tuple(str(i) for i in range(count))
     _check_count(table, found, num_labels)
     return Classes(found, by_name=False)
@@ -107,7 +112,7 @@ def to_numbers(table: Table, column: str) -> list[float]:
     for index, value in enumerate(_plain(table, column)):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise DataError(f"{table.row(index)}: label {value!r} is not a number (task: text-regression)")
@@ -120,6 +125,9 @@ def _plain(table: Table, column: str) -> list[Any]:
     missing = next((i for i, value in enumerate(values) if value is None), None)
     if missing is not None:
         raise DataError(f'{table.row(missing)}: column "{column}" holds no label')
+    for index, value in enumerate(values):
+        if isinstance(value, str):
+            refuse_half_characters(value, f'{table.row(index)}: column "{column}"')
     return values
 
 
@@ -139,7 +147,8 @@ def _check_count(table: Table, names: tuple[str, ...], num_labels: int | None) -
     if num_labels is not None and num_labels != len(names):
         raise DataError(f"{table.where}: data.num_labels is {num_labels}, but there are {len(names)} class names")
     if len(names) < 2:
-        raise DataError(f'{table.where}: only one class ("{names[0]}"); there is nothing to tell apart')
+        told = f'only one class ("{names[0]}")' if names else "no classes"
+        raise DataError(f"{table.where}: {told}; there is nothing to tell apart")
 
 
 def _some(gaps: list[int]) -> str:

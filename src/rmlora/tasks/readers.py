@@ -55,6 +55,8 @@ def read_jsonl(path: Path, part: str = "train") -> Table:
             rows = json.loads(text)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: JSON that cannot be read: {error}") from error
     else:
         rows = [_parse_line(path, i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     wrong = next((i for i, row in enumerate(rows, 1) if not isinstance(row, dict)), None)
@@ -68,15 +70,16 @@ def _parse_whole(text: str) -> Any:
     """Parse a file that is one JSON object; None if it is anything else."""
     try:
         return json.loads(text) if text.lstrip().startswith("{") else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _parse_line(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        told = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise DataError(f"{path}, line {number}: not valid JSON: {told}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -95,10 +98,10 @@ def read_csv(path: Path, part: str = "train") -> Table:
 
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        table = read(path, parse_options=ParseOptions(delimiter=delimiter, newlines_in_values=True))
-    except (ArrowException, OSError) as error:
+        columns = read(path, parse_options=ParseOptions(delimiter=delimiter, newlines_in_values=True)).to_pydict()
+    except (ArrowException, OSError, ValueError) as error:  # a head that is not UTF-8 is told when it is made a text
         raise DataError(f"{path}: not a readable table: {str(error).splitlines()[0]}") from error
-    return Table(str(path), table.to_pydict(), first_row=2)
+    return Table(str(path), columns, first_row=2)
 
 
 def read_parquet(path: Path, part: str = "train") -> Table:
@@ -107,10 +110,10 @@ def read_parquet(path: Path, part: str = "train") -> Table:
     from pyarrow.parquet import read_table
 
     try:
-        table = read_table(path)
-    except (ArrowException, OSError) as error:
+        columns = read_table(path).to_pydict()
+    except (ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not readable Parquet: {str(error).splitlines()[0]}") from error
-    return Table(str(path), table.to_pydict())
+    return Table(str(path), columns)
 
 
 def read_npz(path: Path, part: str = "train") -> Table:

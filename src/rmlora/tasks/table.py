@@ -94,14 +94,29 @@ def check_texts(table: Table, column: str) -> list[str]:
     """Return a column's values once every one is known to be text.
 
     Raises:
-        DataError: a value is missing or is not text; the row is named.
+        DataError: a value is missing, is not text or has half a character; the row is named.
     """
     values = list(table.columns[column])
     for index, value in enumerate(values):
         if not isinstance(value, str):
             found = "nothing" if value is None else f"{value!r}, which is not text"
             raise DataError(f'{table.row(index)}: column "{column}" holds {found}')
+        refuse_half_characters(value, f'{table.row(index)}: column "{column}"')
     return values
+
+
+def refuse_half_characters(text: str, where: str) -> None:
+    r"""Refuse what JSON can write and no file can hold: one half of a surrogate pair, such as "\ud800".
+
+    Raises:
+        DataError: there is one.
+    """
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start])[1:-1]
+            raise DataError(f"{where} holds half a character ({half}); write the whole one, or leave it out") from error
 
 
 def check_completions(table: Table, column: str) -> list[str]:
