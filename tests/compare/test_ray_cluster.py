@@ -34,7 +34,10 @@ def test_a_node_that_is_lost_takes_no_cell_with_it(
     alone = compare(studies.study(bert, files, tmp_path / "alone", training=SLOW), workers=0)
     told = studies.settings(bert, files, tmp_path / "ray", training=SLOW)
     study = studies.started(studies.written(tmp_path / "ray.yaml", told), workers=2, backend="ray", gpus=0.5)
-    owners = studies.wait_for(lambda: found if len(found := studies.holders(tmp_path / "ray")) == 2 else {})
+    ready = lambda: study.poll() is not None or len(studies.holders(tmp_path / "ray")) == 2  # noqa: E731
+    studies.wait_for(ready)
+    owners = studies.holders(tmp_path / "ray")
+    assert len(owners) == 2, study.communicate()[0].decode()
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     studies.wait_for(lambda: sum(owner.is_running for owner in owners.values()) == 1)
     said = study.communicate()[0].decode()
