@@ -53,7 +53,7 @@ def test_how_many_cells_fit_depends_on_each_machine_alone() -> None:
     cluster = Cluster(None, cpus=(0.0, 4.0, 3.0), gpus=(0.0, 2.0, 1.0))
     assert cluster.workers(threads=1, gpus=0) == 7
     assert cluster.workers(threads=2, gpus=0) == 3
-    assert cluster.workers(threads=1) == 4 + 2
+    assert cluster.workers(threads=1, gpus=0.5) == 4 + 2
     assert cluster.workers(threads=1, gpus=1 / 3) == 4 + 3
     assert cluster.workers(threads=1, gpus=2) == 1
     check_fit(cluster, 1, 2)
