@@ -17,7 +17,7 @@ SLOW = {"epochs": 12, "batch_size": 2, "train_eval_examples": 8}
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head that runs nothing, and two nodes of one core and half a made-up GPU's share for one cell each."""
+    """A head that runs nothing, and two nodes of one core and one made-up GPU each."""
     made = pytest.importorskip("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         made.add_node(num_cpus=1, num_gpus=1)
@@ -33,8 +33,11 @@ def test_a_node_that_is_lost_takes_no_cell_with_it(
 ) -> None:
     alone = compare(studies.study(bert, files, tmp_path / "alone", training=SLOW), workers=0)
     told = studies.settings(bert, files, tmp_path / "ray", training=SLOW)
-    study = studies.started(studies.written(tmp_path / "ray.yaml", told), workers=2, backend="ray", gpus=0.5)
-    owners = studies.wait_for(lambda: found if len(found := studies.holders(tmp_path / "ray")) == 2 else {})
+    study = studies.started(studies.written(tmp_path / "ray.yaml", told), workers=2, backend="ray")
+    ready = lambda: study.poll() is not None or len(studies.holders(tmp_path / "ray")) == 2  # noqa: E731
+    studies.wait_for(ready)
+    owners = studies.holders(tmp_path / "ray")
+    assert len(owners) == 2, study.communicate()[0].decode()
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     studies.wait_for(lambda: sum(owner.is_running for owner in owners.values()) == 1)
     said = study.communicate()[0].decode()
@@ -44,25 +47,6 @@ def test_a_node_that_is_lost_takes_no_cell_with_it(
     assert max(begun) >= 2  # the cell that was lost was begun once more
     assert not list((tmp_path / "ray").glob("cells/*/claim.json"))
     assert not list((tmp_path / "ray").glob(".probe-*"))
-
-
-@pytest.mark.slow
-def test_cells_share_a_gpu_and_what_fits_nowhere_is_refused(
-    cluster: Any, bert: Path, files: tuple[Path, Path], tmp_path: Path
-) -> None:
-    cluster.remove_node(next(iter(cluster.worker_nodes)))
-    cluster.add_node(num_cpus=3, num_gpus=1)
-    cluster.remove_node(next(iter(cluster.worker_nodes)))
-    cluster.wait_for_nodes()
-    told = studies.settings(bert, files, tmp_path / "out", training=SLOW)
-    path = studies.written(tmp_path / "study.yaml", told)
-    refused = studies.started(path, workers=3, backend="ray", gpus=2)
-    assert "no machine of the Ray cluster has 1 CPUs and 2 GPUs" in refused.communicate()[0].decode()
-    assert not (tmp_path / "out" / "cells").exists()
-    study, most = studies.started(path, workers=3, backend="ray", gpus=0.5), 0
-    while study.poll() is None:
-        most = max(most, len(studies.holders(tmp_path / "out")))
-    assert (study.returncode, most) == (0, 2)
 
 
 def test_how_many_cells_fit_depends_on_each_machine_alone() -> None:

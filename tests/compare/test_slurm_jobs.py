@@ -39,6 +39,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def told_states(slurm: Path) -> list[str]:
+    return [line.split("|")[1] for line in (slurm / "states").read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_a_study_of_slurm_jobs_leaves_the_rows_of_one_on_this_machine(
     slurm: Path, bert: Path, files: tuple[Path, Path], tmp_path: Path
@@ -51,6 +55,6 @@ def test_a_study_of_slurm_jobs_leaves_the_rows_of_one_on_this_machine(
     said = study.communicate()[0].decode()
     assert study.returncode == 0, said
     assert without_times(studies.rows(tmp_path / "out")) == without_times(alone)
-    states = (slurm / "states").read_text().splitlines()
-    assert [sum(f"|{state}|" in line for line in states) for state in ("RUNNING", "COMPLETED", "FAILED")] == [3, 2, 1]
+    states = studies.wait_for(lambda: found if len(found := told_states(slurm)) == 6 else [])
+    assert sorted(states) == ["COMPLETED"] * 2 + ["FAILED"] + ["RUNNING"] * 3
     assert not list((tmp_path / "out" / "jobs").iterdir())

@@ -32,21 +32,14 @@ def compare(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="A YAML file; see docs/compare.md.")],
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            help="Cells run side by side; 0: in this process.",
-            show_default="1 per GPU or 2 cores; ray: what fits; slurm: 16",
-        ),
+        typer.Option(min=0, help="Cells run side by side; 0: in this process.", show_default="1 per GPU or 2 cores"),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of each worker.", show_default="cores / workers; slurm: 1")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each worker.", show_default="cores / workers")] = None,
     backend: Annotated[
         Backend, typer.Option(help="Processes here, tasks on a Ray cluster, or Slurm jobs.")
     ] = Backend.local,
     gpus: Annotated[
-        float | None,
-        typer.Option(help="Of each cell; on Ray 0.5 is half of one.", show_default="ray: shared; slurm: none"),
+        float | None, typer.Option(help="Per cell; on Ray 0.5 is half of one.", show_default="share")
     ] = None,
     retries: Annotated[
         int | None, typer.Option(min=0, help="Of a cell whose process died.", show_default="1; ray, slurm: 3")
@@ -66,8 +59,7 @@ def compare(
     from rmlora.compare.slurm_settings import with_words
 
     told = read_study(study)
-    if output is not None:
-        told = told.model_copy(update={"output": output})
+    told = told if output is None else told.model_copy(update={"output": output})
     if slurm and backend != Backend.slurm:
         raise ConfigError(f"--slurm is for --backend slurm, not {backend.value}")
     place = Place(backend.value, workers, threads, gpus, retries, with_words(told.slurm, slurm or []))

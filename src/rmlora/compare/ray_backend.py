@@ -20,7 +20,7 @@ from rmlora.compare.store import Store
 from rmlora.compare.study import Study
 from rmlora.errors import ConfigError, RmloraError
 
-_PROBE_SECONDS = 120
+_PROBE_SECONDS = 300
 _CANCEL_SECONDS = 10
 _CONNECT_SECONDS = 10
 
@@ -207,17 +207,22 @@ def check_nodes(study: Study, store: Store, ray: Any) -> None:
                 asked[node["NodeManagerAddress"], node["NodeID"]] = look.options(
                     num_cpus=0, scheduling_strategy=there
                 ).remote(probe)
-        for (address, _), reference in asked.items():
-            _hear(ray, address, reference, probe)
+        for (address, node), reference in asked.items():
+            _hear(ray, address, node, reference, probe)
     finally:
         remove_probe(probe)
 
 
-def _hear(ray: Any, address: str, reference: Any, probe: Probe) -> None:
+def _hear(ray: Any, address: str, node: str, reference: Any, probe: Probe) -> None:
+    """Take a machine's answer; one that has left the cluster meanwhile owes none."""
     shared = "the study, its models and its data must be on a shared file system"
     try:
         host, unseen = ray.get(reference, timeout=_PROBE_SECONDS)
+    except ray.exceptions.GetTimeoutError as error:
+        raise RmloraError(f"machine {address} of the Ray cluster did not answer in {_PROBE_SECONDS} seconds") from error
     except ray.exceptions.RayError as error:
+        if not any(known["NodeID"] == node and known["Alive"] for known in ray.nodes()):
+            return
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise RmloraError(
             f"machine {address} of the Ray cluster cannot run rmlora: {lines[-1] if lines else type(error).__name__}"
