@@ -48,7 +48,8 @@ def lines(rows: list[Cell]) -> Iterator[str]:
     """All tables."""
     yield from policies(rows)
     for task in TASKS:
-        yield from means(rows, task)
+        if any(row["kind"] == "run" and row["task"] == task for row in rows):
+            yield from means(rows, task)
     yield from differences(rows)
     minutes = sum(row["cpu_seconds"] for row in rows) / 60
     yield f"{len(rows)} rows, {minutes:.0f} core-minutes together, pre-training and tuning included."
