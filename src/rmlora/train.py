@@ -67,6 +67,8 @@ def train(
             say(console, f"The run in {folder.path} is finished; nothing to do.")
             return dict(json.loads(folder.result.read_text(encoding="utf-8")))
         plan = make_plan(config, sources)
+        if not plan.arguments.should_save:  # another process of the job speaks
+            console = Console(quiet=True)
         show_header(console, plan)
         return _run(plan, folder, resume, overwrite, console)
     finally:
