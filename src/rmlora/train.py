@@ -73,6 +73,8 @@ def train(
             return show_finished(folder, console)
         refuse_held(folder)
         plan = make_plan(config, sources)
+        if not plan.arguments.should_save:  # another process of the job speaks
+            console = Console(quiet=True)
         show_header(console, plan)
         writes = plan.arguments.should_save  # of several processes one does
         with held(folder) if writes else nullcontext(), explained(folder.path, config.training):

@@ -112,8 +112,8 @@ class Plan(Described):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch on one device."""
-        return _steps_per_epoch(self.config, len(self.encoded["train"]))
+        """Optimizer steps per epoch, of all processes together."""
+        return _steps_per_epoch(self.config, len(self.encoded["train"]), self.arguments.world_size)
 
 
 def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
@@ -143,7 +143,7 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     if method.trains_base:
         model, handle = loaded.model, None
     else:
-        num_steps = config.training.epochs * _steps_per_epoch(config, len(encoded["train"]))
+        num_steps = config.training.epochs * _steps_per_epoch(config, len(encoded["train"]), arguments.world_size)
         model = _adapt(loaded, config, transform, num_steps)
         handle = _attach(model, transform, config)
     return Plan(
@@ -250,10 +250,11 @@ def _attach(model: nn.Module, method: Transform, config: RunConfig) -> Attached:
     )
 
 
-def _steps_per_epoch(config: RunConfig, num_examples: int) -> int:
-    """Optimizer steps per epoch on one device."""
+def _steps_per_epoch(config: RunConfig, num_examples: int, processes: int = 1) -> int:
+    """Optimizer steps per epoch, each of a batch from every process."""
     training = config.training
-    return math.ceil(math.ceil(num_examples / training.batch_size) / training.gradient_accumulation_steps)
+    rounds = math.ceil(math.ceil(num_examples / training.batch_size) / processes)
+    return math.ceil(rounds / training.gradient_accumulation_steps)
 
 
 def _seed(seed: int) -> None:
