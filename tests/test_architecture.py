@@ -18,7 +18,6 @@ MAX_FUNCTION_LINES = 40
 LONG_FUNCTIONS = {
     "src/rmlora/cli.py:train": "Typer reads the options off the signature",
     "src/rmlora/commands/bench.py:bench": "Typer reads the options off the signature",
-    "src/rmlora/commands/compare.py:compare": "Typer reads the options off the signature",
     "src/rmlora/run/arguments.py:training_arguments": "one line for each setting of the Trainer",
 }
 BANNED_WORDS = ("util", "helper", "manager")

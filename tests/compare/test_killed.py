@@ -29,7 +29,7 @@ def test_killed_at_random_moments_a_study_leaves_the_rows_of_one_never_interrupt
     output = tmp_path / "out"
     path = studies.written(tmp_path / "study.yaml", studies.settings(bert, files, output))
     rng = random.Random(7)
-    for _ in range(3):
+    for _ in range(2):
         study = studies.started(path, workers=2)
         wait_for_work(output, len(studies.times(output)))
         time.sleep(rng.uniform(0.0, 1.0))

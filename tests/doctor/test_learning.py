@@ -127,8 +127,10 @@ def test_deberta_77_numbers_that_are_none(ward: Ward, monkeypatch: pytest.Monkey
 
     after_planning(monkeypatch, break_weight)
     found = ward.visit()
-    assert found["numbers"].verdict == found["metric"].verdict == "problem"
-    assert "loss of step 1" in found["numbers"].seen
+    assert found["steps"].verdict == "problem"
+    assert "step 1 stopped with DivergedError: loss is nan" in found["steps"].seen
+    assert "query" in found["steps"].seen
+    assert "fp32" in found["steps"].remedy
 
 
 def test_a_step_that_fails_is_a_finding_and_no_traceback(ward: Ward, tmp_path: Any) -> None:

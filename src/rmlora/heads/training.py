@@ -83,7 +83,7 @@ def train_head(
         show_header(console, run)
         environment = describe_run(run.config, run.data)
         with held(place), explained(place.path, config.training):
-            if check_folder(place, config, resume, overwrite):  # by another process, meanwhile
+            if place.config.is_file() and check_folder(place, config, resume, overwrite):  # by another, meanwhile
                 return show_finished(place, console)
             if resume:
                 _refuse_changes(place, environment)

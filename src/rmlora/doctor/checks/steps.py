@@ -9,6 +9,8 @@ import torch
 from rmlora.doctor.finding import Finding
 from rmlora.doctor.subject import Subject
 
+_OVERFLOWN = "lower training.lr, or training.precision=fp32 (some models, such as mDeBERTa, overflow fp16)"
+
 
 def steps_run(subject: Subject) -> Finding:
     """Tell whether the steps could be taken at all."""
@@ -47,7 +49,7 @@ def numbers_finite(subject: Subject) -> Finding:
             "numbers",
             "problem",
             f"not finite: {broken[0]}{_more(broken)}; losses {losses}",
-            "lower training.lr, or training.precision=fp32 (some models, such as mDeBERTa, overflow fp16)",
+            _OVERFLOWN,
         )
     return Finding(
         "numbers", "ok", f"losses {', '.join(map(str, losses))}; all gradients finite", values={"losses": losses}
@@ -57,6 +59,8 @@ def numbers_finite(subject: Subject) -> Finding:
 def _remedy(failure: str) -> str:
     if "out of memory" in failure:
         return "lower training.batch_size, or set training.gradient_checkpointing=true"
+    if failure.startswith("DivergedError"):
+        return _OVERFLOWN
     if failure.startswith("IndexError"):
         return "a text may be longer than the model's positions: lower data.max_length"
     return "look at the settings it names, and at the first batch of the data"
