@@ -1,4 +1,4 @@
-"""Run blocks of the evidence, each a study in `studies/`, and keep their rows beside this file.
+"""Run blocks of the evidence, each a study in `blocks/`, and keep their rows beside this file.
 
     python run.py --model all-MiniLM-L6-v2 --data data --work /tmp/evidence tier1-methods tier1-strength
     python run.py ...                      # all blocks, in the order below
@@ -45,7 +45,7 @@ def main() -> None:
             (told.work / name).symlink_to(folder.resolve())
     for block in told.blocks:
         if not told.collect:
-            study = str(HERE / "studies" / f"{block}.yaml")
+            study = str(HERE / "blocks" / f"{block}.yaml")
             words = [sys.executable, "-m", "rmlora", "compare", study, "--workers", str(told.workers), "--threads", "1"]
             subprocess.run(words, cwd=told.work, check=True)
         collect(told.work / "studies" / block, block)
