@@ -138,6 +138,7 @@ def test_a_real_process_fails_and_succeeds_alike(place: Path) -> None:
     assert (good.returncode, good.stdout.split()[0], good.stderr) == (0, "rmlora", "")
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_would(place: Path) -> None:
     runs.save_bert(place / "model", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rmlora"]

@@ -58,6 +58,7 @@ def test_it_prints_every_arm_and_leaves_plot_and_rows_and_nothing_else(tmp_path)
     assert "n = 2 seeds" in text
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers_and_the_second_time_reads_the_cache(tmp_path):
     first, text = run(tmp_path / "a", seeds=1)
     assert "kept as" in text

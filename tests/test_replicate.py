@@ -223,7 +223,7 @@ def test_another_adapter_is_not_repeated():
     assert model.train()(toys.batch(0)[0]).shape[0] == 6
 
 
-@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("chunk", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_a_compiled_model_ends_at_the_weights_of_eager_mode_and_is_not_compiled_at_every_step(chunk):
     ends, graphs = [], []
     for is_compiled in (False, True):

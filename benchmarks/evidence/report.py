@@ -58,6 +58,9 @@ def figure(path: Path | None, caption: str) -> Iterator[str]:
 
 def answers(findings: list[Finding]) -> Iterator[str]:
     """One row per question and setting."""
+    if not findings:
+        yield "Nothing that was asked has been run yet.\n"
+        return
     yield "Accuracy at the last epoch, first minus second, in points; Holm over all rows of this table.\n"
     yield "| question | setting | first | second | difference | p, after Holm | verdict |"
     yield "|---|---|---|---|--:|--:|---|"
@@ -73,6 +76,9 @@ def answers(findings: list[Finding]) -> Iterator[str]:
 def methods_table() -> Iterator[str]:
     """Mean and deviation of every method at every R, with the learning rates that were chosen."""
     arms = read_arms(TIER1)
+    if not arms:
+        yield "Not run yet.\n"
+        return
     labels = list(dict.fromkeys(arm.label for arm in arms))
     yield "Test accuracy in points, mean and standard deviation over seeds, and the learning rate that was chosen.\n"
     yield "| method | " + " | ".join(f"R = {r}" for r in RANKS) + " |"
@@ -118,6 +124,7 @@ def ablations() -> Iterator[str]:
 def predictions() -> Iterator[str]:
     """Rank correlations with accuracy."""
     if not read_arms(TIER1):
+        yield "Not run yet.\n"
         return
     yield "Spearman's correlation with test accuracy over all methods' runs of one R; *beyond* holds the training loss"
     yield "still. Intervals resample methods with all their seeds: runs of one method are no independent evidence.\n"

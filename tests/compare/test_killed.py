@@ -23,13 +23,14 @@ def wait_for_work(output: Path, done: int, seconds: float = 120) -> None:
     raise AssertionError("no worker took a cell")
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_study_leaves_the_rows_of_one_never_interrupted(
     bert: Path, files: tuple[Path, Path], finished: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     path = studies.written(tmp_path / "study.yaml", studies.settings(bert, files, output))
     rng = random.Random(7)
-    for _ in range(2):
+    for _ in range(3):
         study = studies.started(path, workers=2)
         wait_for_work(output, len(studies.times(output)))
         time.sleep(rng.uniform(0.0, 1.0))
