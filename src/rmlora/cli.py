@@ -154,17 +154,12 @@ def train(
     config = configure(words or [], given, resume)
     from rich.console import Console
 
-    from rmlora import heads
-    from rmlora import train as whole
+    from rmlora.scopes import foretell, run
 
-    is_head = config.scope == "head"
     if dry_run:
-        foretell = heads.dry_run_head if is_head else whole.dry_run
         foretell(config, Console())
-    elif is_head:
-        heads.train_head(config, resume=resume, overwrite=overwrite, console=Console())
     else:
-        whole.train(config, resume=resume, overwrite=overwrite, console=Console())
+        run(config, resume=resume, overwrite=overwrite, console=Console())
 
 
 def _number(text: str | None) -> int | float | None:

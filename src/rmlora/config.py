@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from rmlora.sections import (
+    ContinualSettings,
+    DerivativeFreeSettings,
+    FederatedSettings,
+    MixtureSettings,
+    Section,
+)
 
 Task = Literal["text-classification", "text-regression", "image-classification", "question-answering", "causal-lm"]
+Scope = Literal["whole", "head", "mixture", "continual", "federated", "derivative-free"]
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match", "log_likelihood"]
-
-
-class Section(BaseModel):
-    """A group of settings in which a name that does not exist is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataConfig(Section):
@@ -206,11 +209,18 @@ class RunConfig(Section):
     model: str = Field(description="Hub id or local folder of a transformers model (safetensors).")
     task: Task = Field(default="text-classification", description="What is learned.")
     data: DataConfig = Field(default_factory=DataConfig, description=str(DataConfig.__doc__))
-    scope: Literal["whole", "head"] = Field(
+    scope: Scope = Field(
         default="whole",
-        description="What is adapted: the whole model, or only its classification layer, on cached features.",
+        description="What is adapted: the whole model; only its classification layer, on cached features; or the "
+        "whole model by a system of more than one adapter or party: see the groups of that name.",
     )
     head: HeadSettings = Field(default_factory=HeadSettings, description=str(HeadSettings.__doc__))
+    mixture: MixtureSettings = Field(default_factory=MixtureSettings, description=str(MixtureSettings.__doc__))
+    continual: ContinualSettings = Field(default_factory=ContinualSettings, description=str(ContinualSettings.__doc__))
+    federated: FederatedSettings = Field(default_factory=FederatedSettings, description=str(FederatedSettings.__doc__))
+    derivative_free: DerivativeFreeSettings = Field(
+        default_factory=DerivativeFreeSettings, description=str(DerivativeFreeSettings.__doc__)
+    )
     answers: AnswerSettings = Field(default_factory=AnswerSettings, description=str(AnswerSettings.__doc__))
     method: str = Field(default="rm-lora", description="A method listed by `rmlora methods`.")
     method_args: dict[str, Any] = Field(
@@ -251,7 +261,7 @@ def section_names() -> list[str]:
     """List the settings that are groups of others.
 
     Example:
-        >>> section_names()
-        ['answers', 'data', 'evaluation', 'generation', 'head', 'lora', 'training']
+        >>> section_names()[:4]
+        ['answers', 'continual', 'data', 'derivative_free']
     """
     return sorted({name.split(".")[0] for name in setting_names() if "." in name})

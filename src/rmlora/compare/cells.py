@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from rmlora.compare.contenders import Contender, contenders, selects
 from rmlora.compare.study import Study, TaskEntry
-from rmlora.config import EvaluationSettings, RunConfig
+from rmlora.config import RunConfig
 from rmlora.config_source import resolve
 from rmlora.errors import ConfigError
 from rmlora.methods import METHODS
@@ -20,6 +20,9 @@ Kind = Literal["select", "final"]
 
 CAME_LATER = (("data", "train_per_class", None), ("training", "evaluate_every", 1))
 """Settings left out of a cell's hash at these values, so that cells finished before they existed keep their ids."""
+
+LATER_GROUPS = ("evaluation", "mixture", "continual", "federated", "derivative_free")
+"""The same for groups of settings, left out where they hold nothing but defaults."""
 
 
 class Group(NamedTuple):
@@ -108,8 +111,9 @@ def cell_id(config: RunConfig) -> str:
         (True, 16)
     """
     plain = config.model_dump(mode="json", exclude={"output"})
-    if config.evaluation == EvaluationSettings():
-        del plain["evaluation"]
+    for name in LATER_GROUPS:
+        if getattr(config, name) == type(getattr(config, name))():
+            del plain[name]
     for section, name, default in CAME_LATER:
         if plain[section][name] == default:
             del plain[section][name]
@@ -137,6 +141,7 @@ def _cell(study: Study, kind: Kind, own: Contender, task: TaskEntry, group: Grou
         **({"task": task.task} if "task" in task.model_fields_set else {}),  # GLUE knows its own
         "scope": study.mode,
         "head": study.head.model_dump(exclude_unset=True),
+        **({study.mode.replace("-", "_"): own.system} if own.system else {}),
         "data": data,
         "method": own.method,
         "method_args": own.args,

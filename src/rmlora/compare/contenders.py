@@ -7,9 +7,13 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from rmlora.compare.study import MethodEntry, Study
-from rmlora.config import LoraSettings, Section
+from rmlora.config import LoraSettings
 from rmlora.errors import ConfigError, MethodError, nearest
 from rmlora.methods import METHODS
+from rmlora.sections import Section
+
+SYSTEMS = ("mixture", "continual", "federated", "derivative_free")
+"""Groups of settings of which a method may have its own."""
 
 
 class Contender(Section):
@@ -19,6 +23,7 @@ class Contender(Section):
         label: its display name; of a grid with the knobs that vary.
         entry: label of the entry it comes from, by which learning rates are given.
         lora: adapter settings, the study's and its own over them.
+        system: settings of the study's mode, where that is a group of settings: the study's and its own over them.
     """
 
     label: str
@@ -26,6 +31,7 @@ class Contender(Section):
     method: str
     args: dict[str, Any]
     lora: LoraSettings
+    system: dict[str, Any]
     rates: tuple[float, ...]
 
 
@@ -55,10 +61,11 @@ def contenders(study: Study) -> list[Contender]:
         refuse_twice(f"learning rate of {label}", own)
         if min(own) <= 0:
             raise ConfigError(f"learning_rates of {label}: must be above 0, got {min(own)}")
-        lora = _adapter(label, entry, study)
+        lora, system = _adapter(label, entry, study), _system(label, entry, study)
         for name, args in _grid(label, entry.args):
             _try(name, entry.name, args)
-            found.append(Contender(label=name, entry=label, method=entry.name, args=args, lora=lora, rates=tuple(own)))
+            settled: dict[str, Any] = {"method": entry.name, "args": args, "lora": lora, "system": system}
+            found.append(Contender(label=name, entry=label, rates=tuple(own), **settled))
     return found
 
 
@@ -92,6 +99,22 @@ def _adapter(label: str, entry: MethodEntry, study: Study) -> LoraSettings:
     if "r" in own:
         raise ConfigError(f"{label}: lora.r differs between cells; list every rank under ranks")
     return LoraSettings(**(study.lora.model_dump(exclude_unset=True) | own))
+
+
+def _system(label: str, entry: MethodEntry, study: Study) -> dict[str, Any]:
+    """Settings of a system of several adapters or parties, which may differ from method to method."""
+    own_name = study.mode.replace("-", "_")
+    for name in SYSTEMS:
+        if getattr(entry, name) and name != own_name:
+            raise ConfigError(f"{label}: {name} has no meaning in mode {study.mode}; leave it out")
+    if own_name not in SYSTEMS:
+        return {}
+    own: dict[str, Any] = getattr(entry, own_name)
+    known = list(type(getattr(study, own_name)).model_fields)
+    for name in own:
+        if name not in known:
+            raise ConfigError(f'{label}: unknown setting "{own_name}.{name}"{nearest(name, known)}')
+    return dict(getattr(study, own_name).model_dump(exclude_unset=True) | own)
 
 
 def _grid(label: str, args: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

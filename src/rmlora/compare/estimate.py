@@ -25,12 +25,13 @@ def estimate_seconds(agenda: Agenda, workers: int) -> float | None:
         workers: how many cells are run side by side.
 
     Returns:
-        Seconds; None in mode head, where nearly all time goes into features that are computed once.
+        Seconds; None in mode head, where nearly all time goes into features that are computed once, and of systems of
+        several adapters or parties, which take no steps of one kind.
 
     Raises:
         RmloraError: a model or data set that cannot be had.
     """
-    if agenda.study.mode == "head":
+    if agenda.study.mode != "whole":
         return None
     trials: dict[tuple[str, str], float] = {}
     total = 0.0

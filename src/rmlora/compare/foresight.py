@@ -11,10 +11,10 @@ from rmlora.compare.cells import Cell, final_cells, groups_of, selection_cells
 from rmlora.compare.contenders import contenders
 from rmlora.compare.study import Study
 from rmlora.errors import ConfigError, MethodError
-from rmlora.heads.settings import complete_head
 from rmlora.methods import METHODS
 from rmlora.pairs import Pair
 from rmlora.run.variants import refuse_variants
+from rmlora.scopes import check
 from rmlora.stacking import stack_pairs
 from rmlora.tasks.metrics import NAMES
 from rmlora.transform import FORWARD_HOOKS, Transform
@@ -38,8 +38,7 @@ def foresee_cells(study: Study) -> list[Cell]:
     cells = [*selection_cells(study), *final_cells(study, {g: first[g.label] for g in groups_of(study)})]
     for cell in cells:
         _check_metric(cell)
-        if study.mode == "head":
-            complete_head(cell.config)
+        check(cell.config)
     for contender in contenders(study):
         chain = METHODS[contender.method].build(**contender.args)
         if contender.lora.use_dora and chain.hooks() & FORWARD_HOOKS:

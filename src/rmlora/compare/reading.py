@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rmlora.compare.contenders import Contender, contenders, refuse_twice, selects
+from rmlora.compare.contenders import SYSTEMS, Contender, contenders, refuse_twice, selects
 from rmlora.compare.foresight import foresee_cells
 from rmlora.compare.study import MethodEntry, Study, TaskEntry
 from rmlora.config import TrainingConfig
@@ -24,6 +24,7 @@ _GROUPS = (
     "training",
     "evaluation",
     "slurm",
+    *SYSTEMS,
 )  # left empty they mean their defaults, as in a run
 
 
@@ -102,7 +103,8 @@ def _refuse_twins(found: Sequence[Contender]) -> None:
     """Refuse one method under two labels, unless no learning rate is common to both."""
     chains: dict[str, dict[float, str]] = {}
     for contender in found:
-        key = f"{contender.method} {METHODS[contender.method].build(**contender.args)!r} {contender.lora!r}"
+        chain = METHODS[contender.method].build(**contender.args)
+        key = f"{contender.method} {chain!r} {contender.lora!r} {contender.system!r}"
         labels = chains.setdefault(key, {})
         twin = next((labels[rate] for rate in contender.rates if rate in labels), None)
         if twin is not None:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from rmlora.config import Section
 from rmlora.errors import ConfigError, nearest
+from rmlora.sections import Section
 
 
 class SlurmSettings(Section):

@@ -152,7 +152,9 @@ class Store:
 
 
 def _can_go_on(run: RunFolder) -> bool:
-    """Whether a cell's last checkpoint, and the rows up to it, are all there."""
+    """Whether a cell's last checkpoint, and the rows up to it, are all there; a system checks its own progress."""
+    if run.progress.is_file() and run.environment.is_file() and not run.result.exists():
+        return True
     checkpoint = run.checkpoint()
     if checkpoint is None or run.result.exists() or not run.environment.is_file():
         return False

@@ -8,7 +8,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rmlora.compare.slurm_settings import SlurmSettings
-from rmlora.config import DataConfig, EvaluationSettings, HeadSettings, LoraSettings, Section, Task, TrainingConfig
+from rmlora.config import (
+    DataConfig,
+    EvaluationSettings,
+    HeadSettings,
+    LoraSettings,
+    Scope,
+    Task,
+    TrainingConfig,
+)
+from rmlora.sections import (
+    ContinualSettings,
+    DerivativeFreeSettings,
+    FederatedSettings,
+    MixtureSettings,
+    Section,
+)
 
 
 class MethodEntry(Section):
@@ -21,6 +36,12 @@ class MethodEntry(Section):
     lora: LoraSettings = Field(
         default_factory=LoraSettings,
         description="Adapter settings of this method alone, over the common ones, e.g. {use_dora: true}; without r.",
+    )
+    mixture: dict[str, Any] = Field(default_factory=dict, description="Of this method alone; for mode mixture.")
+    continual: dict[str, Any] = Field(default_factory=dict, description="Of this method alone; for mode continual.")
+    federated: dict[str, Any] = Field(default_factory=dict, description="Of this method alone; for mode federated.")
+    derivative_free: dict[str, Any] = Field(
+        default_factory=dict, description="Of this method alone; for mode derivative-free."
     )
     label: str | None = Field(default=None, description="What rows and tables call it; default: the name.")
 
@@ -53,9 +74,7 @@ class Study(Section):
     """A comparison of methods, completely."""
 
     name: str = Field(description="Of the study; its folder is studies/<name>.")
-    mode: Literal["whole", "head"] = Field(
-        default="whole", description="Adapt the whole model, or the classification layer alone on cached features."
-    )
+    mode: Scope = Field(default="whole", description="The scope of every run; see there.")
     models: list[str] = Field(min_length=1, description="Hub ids or local folders.")
     tasks: list[TaskEntry] = Field(min_length=1, description="What is learned.")
     methods: list[MethodEntry] = Field(min_length=1, description="What is compared.")
@@ -69,6 +88,16 @@ class Study(Section):
     selection: Selection = Field(default_factory=Selection, description=str(Selection.__doc__))
     lora: LoraSettings = Field(default_factory=LoraSettings, description="As in a run, without r.")
     head: HeadSettings = Field(default_factory=HeadSettings, description="As in a run; for mode head.")
+    mixture: MixtureSettings = Field(default_factory=MixtureSettings, description="As in a run; for mode mixture.")
+    continual: ContinualSettings = Field(
+        default_factory=ContinualSettings, description="As in a run; for mode continual."
+    )
+    federated: FederatedSettings = Field(
+        default_factory=FederatedSettings, description="As in a run; for mode federated."
+    )
+    derivative_free: DerivativeFreeSettings = Field(
+        default_factory=DerivativeFreeSettings, description="As in a run; for mode derivative-free."
+    )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="As in a run, without lr and seed.")
     evaluation: EvaluationSettings = Field(
         default_factory=EvaluationSettings, description="As in a run; of the methods that drop at random."

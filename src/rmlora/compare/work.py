@@ -21,6 +21,7 @@ from rmlora.compare.store import Store
 from rmlora.compare.study import Study
 from rmlora.run.faults import disk_full
 from rmlora.run.sources import KeptSources, Sources
+from rmlora.scopes import run
 
 POLL_SECONDS = 0.3
 LOST = 4  # exit code of a process whose cell was taken over
@@ -109,13 +110,7 @@ def train_cell(cell: Cell, folder: Path, sources: Sources, console: Console) -> 
         console: where the run speaks.
     """
     config = cell.config.model_copy(update={"output": str(folder)})
-    if config.scope == "head":
-        from rmlora.heads import train_head
-
-        return train_head(config, resume=True, console=console)
-    from rmlora.train import train
-
-    return train(config, resume=True, console=console, sources=sources)
+    return run(config, resume=True, console=console, sources=sources)
 
 
 def end_with(parent: int) -> None:

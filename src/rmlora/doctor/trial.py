@@ -46,6 +46,11 @@ def try_run(config: RunConfig, steps: int = NUM_STEPS) -> Subject:
             "rmlora doctor takes steps through the whole model, and scope=head trains a layer on cached features; "
             "run it: it takes seconds"
         )
+    if config.scope != "whole":
+        raise ConfigError(
+            f"rmlora doctor takes the steps of one training run, and scope={config.scope} is more than one; "
+            "try scope=whole with the same model, data and method"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("rmlora doctor looks at one process; start it without torchrun")
     config = complete(config)

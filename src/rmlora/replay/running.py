@@ -18,6 +18,7 @@ from rmlora.replay.differences import Finding, compare_runs
 from rmlora.replay.inputs import changed_inputs, other_surroundings
 from rmlora.replay.record import Record, read_record
 from rmlora.run.wording import say
+from rmlora.scopes import run
 
 
 def replay(
@@ -88,13 +89,7 @@ def _train(config: RunConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Train what was trained; trackers are left out, for they are told of the run already."""
     training = config.training.model_copy(update={"report_to": []})
     config = config.model_copy(update={"output": str(folder), "training": training})
-    if config.scope == "head":
-        from rmlora.heads import train_head
-
-        return train_head(config, console=console)
-    from rmlora.train import train
-
-    return train(config, console=console)
+    return run(config, console=console)
 
 
 @contextmanager

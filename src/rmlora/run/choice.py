@@ -108,8 +108,10 @@ def check_ensemble(config: RunConfig, method: Method) -> None:
     """
     if not config.evaluation.ensemble:
         return
-    if config.scope == "head":
-        raise ConfigError("evaluation.ensemble evaluates adapters of the whole model; leave it out with scope=head")
+    if config.scope != "whole":
+        raise ConfigError(
+            f"evaluation.ensemble evaluates one adapter of the whole model; leave it out with scope={config.scope}"
+        )
     if not method.build(**config.method_args).samples:
         raise ConfigError(
             f"evaluation.ensemble={config.evaluation.ensemble} averages random draws of a method, and {method.name} "

@@ -92,6 +92,11 @@ class RunFolder:
         """The Trainer's checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def progress(self) -> Path:
+        """What a system of several adapters or parties has finished so far; written after what it speaks of."""
+        return self.checkpoints / "progress.json"
+
     def checkpoint(self) -> Path | None:
         """Return the latest complete checkpoint; one that was being written when the run died is passed over."""
         found = [

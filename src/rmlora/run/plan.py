@@ -126,8 +126,8 @@ def make_plan(config: RunConfig, sources: Sources | None = None) -> Plan:
     Raises:
         RmloraError: whatever would stop the run later; nothing has been written.
     """
-    if config.scope == "head":
-        raise ConfigError("scope=head is not trained through the whole model; call rmlora.heads.train_head")
+    if config.scope != "whole":
+        raise ConfigError(f"scope={config.scope} is not one training of the whole model; call rmlora.scopes.run")
     method = choose_method(config)
     transform = method.build(**config.method_args)
     check_settings(config, transform)

@@ -63,6 +63,10 @@ def read_run(folder: RunFolder) -> RunConfig:
         raise ConfigError(
             f'the run in "{path}" trained the classification layer alone; its README.md has the code that predicts'
         )
+    if config.scope != "whole":
+        raise ConfigError(
+            f'the run in "{path}" is one of scope={config.scope}; its README.md has the code that predicts'
+        )
     return config
 
 
