@@ -101,7 +101,7 @@ def mark_as_zero_bf16(parameter):
 
 
 @pytest.mark.parametrize("mark", [mark_as_zero3, mark_as_zero_bf16])
-def test_deepspeed_parameters_are_refused_by_name_when_attaching(mark):
+def test_peft_1402_deepspeed_parameters_are_refused_by_name_when_attaching(mark):
     model = tiny.adapted("llama")
     for parameter in tiny.trained(model):
         mark(parameter)
