@@ -38,7 +38,7 @@ def main() -> None:
 
 def listed() -> list[str]:
     """Functions of the slow suite; the cases of one are run together."""
-    words = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "slow and not gpu", "tests"]
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-m", "slow and not gpu", "tests"]
     told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     found = [line.split("[")[0] for line in told.splitlines() if "::" in line]
     return list(dict.fromkeys(found))
