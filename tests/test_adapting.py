@@ -54,7 +54,7 @@ def test_deberta_gets_its_six_projections_and_a_saved_pooler(tmp_path: Path, dat
     assert {"pooler.dense.weight", "pooler.dense.bias", "classifier.weight", "classifier.bias"} <= saved
 
 
-def test_a_scale_is_the_same_at_every_r(data: TaskData, tmp_path: Path) -> None:
+def test_lerobot_3551_a_scale_is_the_same_at_every_r(data: TaskData, tmp_path: Path) -> None:
     for lora in ({"r": 2, "scale": 1}, {"r": 4, "scale": 0.5}, {"r": 4, "scale": 3, "use_rslora": True}):
         loaded, config = load(runs.save_bert(tmp_path / "m"), data, lora=lora)
         layer = next(m for m in add_adapter(loaded, config).modules() if isinstance(getattr(m, "scaling", None), dict))

@@ -80,7 +80,7 @@ def rm_lora_config(name):
     return rmlora.RMLoraConfig(**tiny.lora_settings(name), weight=1e-2, directions=2)
 
 
-def test_adapters_of_every_architecture_load_where_rmlora_cannot_be_imported(tmp_path):
+def test_semantic_router_2394_adapters_of_every_architecture_load_where_rmlora_cannot_be_imported(tmp_path):
     folders = {name: tmp_path / name for name in ("gpt2", "deberta", "vit", "llama")}
     moved = {name: write_trained(name, folder) for name, folder in folders.items()}
     folders["config"] = tmp_path / "config"
@@ -95,7 +95,7 @@ def test_adapters_of_every_architecture_load_where_rmlora_cannot_be_imported(tmp
 
 
 @pytest.mark.parametrize("name", ["gpt2", "deberta", "vit", "llama"])
-def test_the_saved_folder_is_the_one_plain_peft_writes(name, tmp_path):
+def test_llama_cpp_11554_the_saved_folder_is_the_one_plain_peft_writes(name, tmp_path):
     plain = tiny.adapted(name)
     plain.save_pretrained(tmp_path / "plain")
     model = tiny.adapted(name)

@@ -83,7 +83,7 @@ def test_state_beside_another_adapter_file_is_refused(tmp_path):
         model.load_adapter(tmp_path, "default")
 
 
-def test_merging_a_gated_adapter_keeps_its_outputs():
+def test_peft_1388_merging_a_gated_adapter_keeps_its_outputs():
     model = toys.make_model(dropout=0.0)
     rmlora.attach(model, GateDirections())
     toys.train(model, steps=3)

@@ -123,7 +123,7 @@ def test_a_config_alone_trains_rm_lora_as_attaching_does(tmp_path):
     assert tiny.distance(tiny.learnt(plain), tiny.learnt(model)) > 1e-3
 
 
-def test_the_first_step_of_sft_moves_the_kept_directions_only(tmp_path):
+def test_trl_3926_the_first_step_of_sft_moves_the_kept_directions_only(tmp_path):
     model = get_peft_model(base(), tiny.lora_config("llama"))
     handle = rmlora.attach(model, rmlora.rm_lora(weight=1e-2, directions=1))
     kept = handle.kept()

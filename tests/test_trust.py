@@ -32,6 +32,16 @@ def test_every_promise_names_tests_that_exist() -> None:
     assert not missing
 
 
+def test_of_every_thread_row_one_test_bears_the_name() -> None:
+    nameless = []
+    for row in ROWS:
+        threads = re.findall(r"github\.com/[\w.-]+/([\w.-]+)/issues/(\d+)", row[0])
+        slugs = [re.sub(r"\W", "_", f"{repository}_{number}".lower()) for repository, number in threads]
+        if slugs and not any(re.search(rf"_{slug}_", row[2]) for slug in slugs):
+            nameless.append(row[0])
+    assert not nameless
+
+
 def test_every_command_a_promise_is_met_in_exists() -> None:
     commands = {row[3].strip("`").split()[1] for row in ROWS if row[3].startswith("`rmlora ")}
     assert commands

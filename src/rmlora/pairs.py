@@ -260,7 +260,8 @@ def make_pair(name: str, layer: nn.Module, adapter: str) -> Pair:
     if adapter in getattr(layer, "lora_embedding_A", {}) or adapter in getattr(layer, "lora_E", {}):
         return Pair(name, layer, adapter, ())
     pair = Pair(name, layer, adapter, (layer.lora_A[adapter], layer.lora_B[adapter]))  # type: ignore[index,arg-type]
-    if pair.B.shape[1] != pair.r:
+    is_whole = all(parameter.dim() >= pair.min_dim for parameter in pair.parameters)  # others are refused by name later
+    if is_whole and pair.B.shape[1] != pair.r:
         raise AttachError(
             f"{name} is a grouped convolution: its B has {pair.B.shape[1]} columns for {pair.r} rows of A, so rows and "
             "columns do not form directions; leave it out of target_modules"

@@ -15,7 +15,7 @@ from tests.compare import studies
 HERE = Path("model"), (Path("train.jsonl"), Path("dev.jsonl")), Path("out")
 
 
-def test_every_combination_is_one_cell_and_full_fine_tuning_has_no_rank() -> None:
+def test_transformers_40533_every_combination_is_one_cell_and_full_fine_tuning_has_no_rank() -> None:
     told = studies.study(*HERE, methods=["lora", "full"], ranks=[2, 4], models=["m", "n"])
     found = final_cells(told, only_rates(told))
     assert len(found) == len({cell.id for cell in found}) == 2 * (2 + 1) * 2

@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes, which are processes of this machine; one of them is lost on the way."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,33 @@ def test_a_node_that_is_lost_takes_no_cell_with_it(
     assert max(begun) >= 2  # the cell that was lost was begun once more
     assert not list((tmp_path / "ray").glob("cells/*/claim.json"))
     assert not list((tmp_path / "ray").glob(".probe-*"))
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A head that runs nothing, and a node of two cores and one made-up GPU."""
+    made = pytest.importorskip("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    made.add_node(num_cpus=2, num_gpus=1)
+    made.wait_for_nodes()
+    monkeypatch.setenv("RAY_ADDRESS", made.address)
+    yield
+    made.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gpus", "at_once"), [(0.5, 2), (1, 1)])
+def test_cells_share_a_gpu_if_each_asks_for_a_part_of_it(
+    one_gpu: None, bert: Path, files: tuple[Path, Path], tmp_path: Path, gpus: float, at_once: int
+) -> None:
+    told = studies.settings(bert, files, tmp_path / "ray", training=SLOW)
+    study = studies.started(studies.written(tmp_path / "ray.yaml", told), workers=2, backend="ray", gpus=gpus)
+    most = 0
+    while study.poll() is None:
+        most = max(most, len(studies.holders(tmp_path / "ray")))
+        time.sleep(0.02)
+    assert study.returncode == 0, study.communicate()[0].decode()
+    assert most == at_once
+    assert len(studies.rows(tmp_path / "ray")) == 4
 
 
 def test_how_many_cells_fit_depends_on_each_machine_alone() -> None:

@@ -81,7 +81,9 @@ def test_a_method_may_stand_under_two_labels_where_its_rates_differ() -> None:
         ({"learning_rates": [1e-3, 1e-2], "seeds": [1000]}, "reported runs need fresh seeds"),
     ],
 )
-def test_a_study_that_is_wrong_or_unfair_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+def test_pyreft_42_a_study_that_is_wrong_or_unfair_is_refused_in_one_line(
+    changes: dict[str, Any], message: str
+) -> None:
     studies.assert_refused(message, *HERE, **changes)
 
 

@@ -54,7 +54,7 @@ def test_better_and_worse_and_no_evidence() -> None:
     assert found["rm-lora"].over_examples.interval.low > 0
 
 
-def test_both_epochs_are_always_judged() -> None:
+def test_vb_lora_1_both_epochs_are_always_judged() -> None:
     compared = compare_methods(study(lora=0.7, rm_lora=0.8), read, num_resamples=100)
     assert [one.epoch for one in compared] == ["last", "best"]
     assert compared[0].over_examples is not None
@@ -74,7 +74,7 @@ def test_a_difference_must_hold_on_other_examples_too() -> None:
     assert "other examples could undo it" in found.reason
 
 
-def test_one_seed_is_no_evidence_however_large_the_difference() -> None:
+def test_galore_25_one_seed_is_no_evidence_however_large_the_difference() -> None:
     found = last([row("lora", 0, 0.5), row("rm-lora", 0, 0.9)])["rm-lora"]
     assert (found.verdict, found.mcnemar[0].p_value < 1e-9) == ("no evidence", True)
     assert "one seed" in found.reason

@@ -24,7 +24,9 @@ def commands(report: str) -> dict[str, list[str]]:
     return {re.search(r"cells/([0-9a-f]{16})/", line)[1]: shlex.split(line)[1:] for line in lines}
 
 
-def test_the_command_of_every_row_gives_the_row_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_microsoft_lora_149_the_command_of_every_row_gives_the_row_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     runs.save_bert(tmp_path / "bert")

@@ -33,7 +33,7 @@ def stop_in_second_epoch(self: RecordEpochs, args: Any, state: Any, control: Any
     ],
     ids=["rm-lora", "state", "accumulation", "full", "instances", "sparing"],
 )
-def test_a_resumed_run_equals_one_never_interrupted(
+def test_transformers_35850_a_resumed_run_equals_one_never_interrupted(
     tmp_path: Path, bert: Path, files: tuple[Path, Path], changes: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {**changes, "training": {"epochs": 3, "lr": 1e-2} | changes.get("training", {})}
@@ -74,7 +74,9 @@ def test_resume_cuts_metrics_back_to_its_checkpoint(
     assert runs.rows(output)[1]["eval_loss"] < 99
 
 
-def test_resume_on_changed_data_is_refused(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lerobot_3459_resume_on_changed_data_is_refused(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = runs.save_pairs(tmp_path / "data")
     config = resolve(runs.settings(bert, files, tmp_path / "run"))
     with monkeypatch.context() as patch:

@@ -12,7 +12,9 @@ from rmlora.train import train
 from tests import runs
 
 
-def test_a_run_leaves_everything_that_is_known_about_it(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+def test_llama_factory_4452_a_run_leaves_everything_that_is_known_about_it(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path]
+) -> None:
     output = tmp_path / "run"
     train(resolve(runs.settings(bert, files, output, method="rm-lora", method_args={"weight": 1e-3, "directions": 2})))
     assert {p.name for p in output.iterdir()} == {
@@ -147,7 +149,9 @@ def test_best_keeps_the_best_epochs_weights(tmp_path: Path, bert: Path, files: t
     assert runs.equal(runs.weights(tmp_path / "best"), runs.weights(tmp_path / "last"))
 
 
-def test_only_some_epochs_are_evaluated_and_the_last_is(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+def test_transformers_33420_only_some_epochs_are_evaluated_and_the_last_is(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path]
+) -> None:
     sparing = {"epochs": 3, "evaluate_every": 2}
     result = train(resolve(runs.settings(bert, files, tmp_path / "run", training=sparing)))
     assert [row["epoch"] for row in runs.rows(tmp_path / "run")] == [2, 3]
@@ -157,7 +161,9 @@ def test_only_some_epochs_are_evaluated_and_the_last_is(tmp_path: Path, bert: Pa
         train(resolve(best))
 
 
-def test_training_that_diverges_stops_and_says_so(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+def test_deberta_77_training_that_diverges_stops_and_says_so(
+    tmp_path: Path, bert: Path, files: tuple[Path, Path]
+) -> None:
     changes = {"lr": 1e30, "max_grad_norm": 0, "lr_scheduler": "constant"}
     with pytest.raises(RmloraError, match=r"loss is nan at step 2 of 10: .* lower training.lr"):
         train(resolve(runs.settings(bert, files, tmp_path / "run", training=changes)))
@@ -224,7 +230,7 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path, files: tuple[Path, Pa
     assert found[0]["running_loss"] == pytest.approx(found[1]["running_loss"], abs=1e-6)
 
 
-def test_a_seed_decides_everything(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
+def test_unsloth_617_a_seed_decides_everything(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(resolve(runs.settings(bert, files, tmp_path / name, training={"epochs": 1, "seed": seed})))
     assert runs.equal(runs.weights(tmp_path / "a"), runs.weights(tmp_path / "b"))

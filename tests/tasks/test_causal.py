@@ -36,7 +36,7 @@ def examples(rows: list[dict[str, str]]) -> Examples:
     return Examples(([row["prompt"] for row in rows],), [row["completion"] for row in rows])
 
 
-def test_only_the_completion_and_its_end_are_learned(tokenizer: Any) -> None:
+def test_llama_factory_7943_only_the_completion_and_its_end_are_learned(tokenizer: Any) -> None:
     for row, encoded in zip(lm.rows(8), encode_completions(examples(lm.rows(8)), tokenizer, 32), strict=True):
         learned = [label for label in encoded["labels"] if label != -100]
         assert learned == [*tokenizer(row["completion"], add_special_tokens=False)["input_ids"], 2]

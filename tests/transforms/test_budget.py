@@ -98,7 +98,7 @@ def test_the_budget_is_the_published_cubic_and_pefts(step, ranks, phases):
     assert abs(ours - allocator.budget_schedule(step)[0]) <= 1, "one, where rounding of a product differs"
 
 
-def test_open_triplets_follow_the_cubic_at_every_step():
+def test_peft_1801_open_triplets_follow_the_cubic_at_every_step():
     model = toys.make_model(adapts="ADALORA", total_step=30, tinit=5, tfinal=8)
     handle = rmlora.attach(model, rmlora.adalora())
     optimizer = toys.make_optimizer(model)
@@ -126,7 +126,7 @@ def test_equal_initial_and_target_rank_prunes_nothing_where_peft_fails():
     assert handle.metrics()["open"] == 16
 
 
-def test_losses_carry_no_penalty_in_training_or_evaluation():
+def test_peft_432_losses_carry_no_penalty_in_training_or_evaluation():
     model = bert(orth_reg_weight=50.0)
     batch = tiny.inputs("bert")
     penalised = model.eval()(**batch).loss

@@ -32,7 +32,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
         {"alpha_pattern": {"v_proj": 3}, "rank_pattern": {"k_proj": 1}, "use_rslora": True},
     ],
 )
-def test_outputs_stay_and_everything_is_uniform(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_sglang_40835_outputs_stay_and_everything_is_uniform(tmp_path: Path, changes: dict[str, Any]) -> None:
     adapter = write(tmp_path, "llama", **changes)
     before = bytes_of(tmp_path)
     subject, base = opened(adapter)

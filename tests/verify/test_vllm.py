@@ -39,7 +39,9 @@ def test_rank_stabilised_adapters_pass_because_vllm_reads_the_setting(tmp_path: 
         ({"r": 513}, ["rank"]),
     ],
 )
-def test_what_vllm_refuses_or_misreads_fails(tmp_path: Path, changes: dict[str, Any], rules: list[str]) -> None:
+def test_vllm_9280_what_vllm_refuses_or_misreads_fails(
+    tmp_path: Path, changes: dict[str, Any], rules: list[str]
+) -> None:
     targets = {} if changes.get("modules_to_save") is None else {"target_modules": ["q_proj", "v_proj"]}
     checks = check_vllm(*opened(write(tmp_path, "llama", **targets, **changes)))
     assert failed(checks) == rules
