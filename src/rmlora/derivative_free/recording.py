@@ -64,20 +64,23 @@ class Recorder:
         self.folder.write_rows([*rows, row])
         say(self.console, self._line(row, found))
 
-    def _row(self, found: Found) -> Row:
-        plan, measured = self.subject.plan, {}
+    def measure(self) -> Row:
+        """Measure the model as it is on every part: losses and metrics."""
+        task, measured = self.subject.plan.config.task, {}
         for part in self.subject.parts:
             if part == "train":
                 continue
             name = "train" if part == "seen" else part
             outputs, labels = self.subject.answers(part)
-            told = measure_outputs(
-                SimpleNamespace(predictions=outputs.numpy(), label_ids=labels.numpy()), plan.config.task
-            )
+            told = measure_outputs(SimpleNamespace(predictions=outputs.numpy(), label_ids=labels.numpy()), task)
             measured |= {f"{name}_loss": float(task_loss(outputs, labels))}
             measured |= {f"{name}_{metric}": value for metric, value in told.items()}
+        return measured
+
+    def _row(self, found: Found) -> Row:
+        plan = self.subject.plan
         state = SimpleNamespace(epoch=self.round, global_step=found.evaluations, log_history=[{"loss": found.loss}])
-        return make_row(state, measured, plan.metric) | measure_adapter(plan.handle)
+        return make_row(state, self.measure(), plan.metric) | measure_adapter(plan.handle)
 
     def _line(self, row: Row, found: Found) -> str:
         """Say where the search is, and how long the rest will take."""

@@ -127,6 +127,7 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
     begun = time.monotonic()
     subject = make_subject(plan)
     recorder = Recorder(subject, folder, console, len(told))
+    start = recorder.measure()
     settings, training = plan.config.derivative_free, plan.config.training
     found = search(
         subject.loss,
@@ -141,7 +142,8 @@ def _run(plan: Plan, folder: RunFolder, resume: bool, overwrite: bool, console: 
         after_round=recorder,
     )
     rows = recorder.finish(found)
-    return _leave(subject, folder, found, rows, time.monotonic() - begun, environment, console)
+    told_of_run = {"start": start, "seconds": round(time.monotonic() - begun, 1)}
+    return _leave(subject, folder, found, rows, told_of_run, environment, console)
 
 
 def _told(folder: RunFolder) -> list[list[float]]:
@@ -164,7 +166,7 @@ def _leave(
     folder: RunFolder,
     found: Found,
     rows: list[Row],
-    seconds: float,
+    told: dict[str, Any],
     environment: dict[str, Any],
     console: Console,
 ) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def _leave(
     plan = subject.plan
     outputs, labels = subject.answers("eval")
     write_bytes(folder.predictions, save(answers(outputs.numpy(), labels.numpy(), plan.config.task)))
-    result = _summarise(plan, rows, found, seconds) | kept_reliability(folder)
+    result = _summarise(plan, rows, found) | told | kept_reliability(folder)
     result["files"] = save_weights(plan, {}, folder.path)
     result["parameters"] |= count_inference(folder.path, plan.counts)
     model = "/".join(Path(plan.config.model).parts[-2:])
@@ -185,7 +187,7 @@ def _leave(
     return result
 
 
-def _summarise(plan: Plan, rows: list[Row], found: Found, seconds: float) -> dict[str, Any]:
+def _summarise(plan: Plan, rows: list[Row], found: Found) -> dict[str, Any]:
     config, counts = plan.config, plan.counts
     return {
         "model": config.model,
@@ -210,5 +212,4 @@ def _summarise(plan: Plan, rows: list[Row], found: Found, seconds: float) -> dic
         },
         "steps": found.evaluations,
         "start_loss": found.start,
-        "seconds": round(seconds, 1),
     }
