@@ -27,7 +27,7 @@ class Evolution:
     """
 
     def __init__(self, dimension: int, population: int, sigma: float, seed: int) -> None:
-        self._generator = np.random.Generator(np.random.PCG64(seed))
+        self._generator = np.random.default_rng(seed)
         options = {
             "popsize": population,
             "randn": lambda *shape: self._generator.standard_normal(shape),

@@ -19,7 +19,9 @@ from rmlora.run.trainer import collate
 Batch = dict[str, Tensor]
 
 
-def read_batches(encoded: Any, processor: Any, config: RunConfig, device: torch.device) -> list[Batch]:
+def read_batches(
+    encoded: Any, processor: Any, config: RunConfig, device: torch.device, any_order: bool = False
+) -> list[Batch]:
     """Pad examples into batches once; they stay on the device.
 
     Args:
@@ -27,7 +29,11 @@ def read_batches(encoded: Any, processor: Any, config: RunConfig, device: torch.
         processor: tokenizer or image processor.
         config: for the task and `training.eval_batch_size`.
         device: of the model.
+        any_order: put texts of similar length together, so that less is padded.
     """
+    if any_order and "input_ids" in encoded[0]:
+        lengths = [len(encoded[i]["input_ids"]) for i in range(len(encoded))]
+        encoded = [encoded[i] for i in sorted(range(len(encoded)), key=lambda i: lengths[i])]
     loader = torch.utils.data.DataLoader(
         encoded, config.training.eval_batch_size, collate_fn=collate(config.task, processor)
     )

@@ -65,14 +65,13 @@ class Projection:
 def project_blocks(shapes: Shapes, dimension: int, spread: float, seed: int) -> list[Projection]:
     """Draw the maps of all blocks.
 
-    For numbers of mean square 1 the entries of A have variance 1 / d_in and those of B `spread^2`/ d_in, so that the
-    update's entries B A are about `spread` times as large as those of a layer drawn at variance 1 / d_in, times
-    sqrt(r / d_in).
+    For numbers of mean square 1 the entries of A have deviation 1 / sqrt(d_in) and those of B `spread`, so that B A x
+    is about sqrt(r) `spread` times as large as what a layer with entries of deviation 1 / sqrt(d_in) makes of x.
 
     Args:
         shapes: of the factors of all modules, by name.
         dimension: numbers per block, shared equally by its factors; what does not divide evenly is left out.
-        spread: entries of B over those of A, > 0.
+        spread: deviation of the entries of B, > 0.
         seed: of the maps; a function of it, the module's name and the side alone.
 
     Returns:
@@ -118,10 +117,9 @@ def block_of(name: str) -> str:
 
 
 def _maps(name: str, shapes: Sequence[tuple[int, int]], own: int, spread: float, seed: int) -> tuple[Tensor, Tensor]:
-    d_in = shapes[0][1]
     drawn = []
-    for side, (shape, scale) in enumerate(zip(shapes, (1.0, spread), strict=True)):
+    for side, (shape, deviation) in enumerate(zip(shapes, (shapes[0][1] ** -0.5, spread), strict=True)):
         generator = torch.Generator().manual_seed(hash_word(seed, *words_of(name), side))
         part = torch.randn((shape[0] * shape[1], own), generator=generator)
-        drawn.append(part * (scale / (own * d_in) ** 0.5))
+        drawn.append(part * (deviation * own**-0.5))
     return drawn[0], drawn[1]

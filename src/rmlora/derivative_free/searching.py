@@ -43,7 +43,7 @@ def search(
     population: int = 20,
     evaluations: int = 8000,
     sigma: float = 1.0,
-    spread: float = 0.1,
+    spread: float = 0.5,
     seed: int = 0,
     told: Sequence[Sequence[float]] = (),
     after_round: Callable[[Found], None] = lambda found: None,

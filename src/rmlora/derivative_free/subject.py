@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,8 +76,9 @@ def make_subject(plan: Plan) -> Subject:
     """
     config, device = plan.config, _device()
     plan.model.to(device)
-    pad: Any = lambda encoded: read_batches(encoded, plan.processor, config, device)  # noqa: E731
-    parts = {name: pad(plan.encoded[name]) for name in ("train", "eval", *plan.data.others)}
+    pad: Any = partial(read_batches, processor=plan.processor, config=config, device=device)
+    parts = {"train": pad(plan.encoded["train"], any_order=True)}
+    parts |= {name: pad(plan.encoded[name]) for name in ("eval", *plan.data.others)}
     count = config.training.train_eval_examples
     if count:
         parts["seen"] = pad(head_of(plan.encoded["train"], count, config.training.seed))

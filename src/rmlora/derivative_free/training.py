@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rmlora.derivative_free.recording import Recorder
 from rmlora.derivative_free.searching import Found, search
 from rmlora.derivative_free.settings import complete_search
 from rmlora.derivative_free.subject import Subject, make_subject
-from rmlora.errors import StateError
+from rmlora.errors import RmloraWarning, StateError
 from rmlora.files import write_bytes, write_text
 from rmlora.run.card import write_card
 from rmlora.run.curves import plot_curves
@@ -108,6 +109,9 @@ def foretell_search(config: RunConfig, console: Console) -> Plan:
 def _plan(config: RunConfig, sources: Sources | None) -> Plan:
     """Read the data and build the model as a run through the whole model would."""
     plan = make_plan(config.model_copy(update={"scope": "whole"}), sources)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RmloraWarning)  # that no optimizer ever stepped
+        plan.handle.detach()
     return replace(plan, config=config)
 
 

@@ -14,8 +14,8 @@ class DerivativeFreeSettings(Section):
     population: int = Field(default=20, ge=4, description="Candidates per generation.")
     evaluations: int = Field(default=8000, ge=1, description="Candidates in all; one is a pass over `train`.")
     spread: float = Field(
-        default=0.1, gt=0, description="Entries of B over those of A, at a step of 1: how far candidates lie apart."
+        default=0.5, gt=0, description="Deviation of B's entries at a step of 1: how far candidates lie apart."
     )
     head_strength: float = Field(
-        default=0.1, gt=0, description="Inverse regularisation C of the classifier, fitted once before the search."
+        default=1.0, gt=0, description="Inverse regularisation C of the classifier, fitted once before the search."
     )
