@@ -42,6 +42,10 @@ def run(
         from rmlora.heads import train_head
 
         return train_head(config, **told)
+    if config.scope == "derivative-free":
+        from rmlora.derivative_free import train_search
+
+        return train_search(config, **told, sources=sources)
     from rmlora.train import train
 
     return train(config, **told, sources=sources)
@@ -61,6 +65,10 @@ def foretell(config: RunConfig, console: Console) -> Described:
         from rmlora.heads import dry_run_head
 
         return dry_run_head(config, console)
+    if config.scope == "derivative-free":
+        from rmlora.derivative_free import foretell_search
+
+        return foretell_search(config, console)
     from rmlora.train import dry_run
 
     return dry_run(config, console)
@@ -76,3 +84,7 @@ def check(config: RunConfig) -> None:
         from rmlora.heads.settings import complete_head
 
         complete_head(config)
+    if config.scope == "derivative-free":
+        from rmlora.derivative_free.settings import complete_search
+
+        complete_search(config)

@@ -18,7 +18,7 @@ TIMES = ("seconds",)
 # What of a result is the same for all rows of a study's table, or said elsewhere in the row.
 _TAKEN = ("metric", "best", "last", "majority", "examples", "parameters")
 # The same, of some runs only.
-_TAKEN_IF_THERE = ("reliability", "ensemble")
+_TAKEN_IF_THERE = ("reliability", "ensemble", "start")
 
 
 def row_of(study: str, cell: Cell, result: Row) -> Row:
