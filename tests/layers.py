@@ -13,7 +13,7 @@ class Layer:
     sees: tuple[str, ...]
 
 
-LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "axes", "sugar")
+LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "axes", "sugar", "experts")
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
     "ground": Layer(
@@ -68,12 +68,14 @@ LAYERS: dict[str, Layer] = {
     "sugar": Layer(
         ("peft_config", "two_parts"), ("errors", "ground", "contract", "links", "methods", "engine", "attach")
     ),
+    "experts": Layer(("experts",), ("errors", "ground", "analysis", "attach")),
     "package": Layer(("",), LIBRARY),
     "tasks": Layer(("sections", "tasks", "config", "config_source"), ("errors", "ground")),
     "models": Layer(("modeling", "adapting"), ("errors", "ground", "analysis", "tasks")),
     "train": Layer(("run", "train"), (*LIBRARY, "package", "analysis", "tasks", "models")),
     "heads": Layer(("heads",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
-    "scopes": Layer(("scopes",), ("errors", "ground", "tasks", "train", "heads")),
+    "mixture": Layer(("mixture",), ("errors", "ground", "experts", "tasks", "models", "train")),
+    "scopes": Layer(("scopes",), ("errors", "ground", "tasks", "train", "heads", "mixture")),
     "replay": Layer(("replay",), ("errors", "ground", "tasks", "train", "heads", "scopes")),
     "compare": Layer(("compare",), (*LIBRARY, "package", "analysis", "tasks", "models", "train", "heads", "scopes")),
     "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),

@@ -42,6 +42,10 @@ def run(
         from rmlora.heads import train_head
 
         return train_head(config, **told)
+    if config.scope == "mixture":
+        from rmlora.mixture import train_mixture
+
+        return train_mixture(config, **told, sources=sources)
     from rmlora.train import train
 
     return train(config, **told, sources=sources)
@@ -61,6 +65,10 @@ def foretell(config: RunConfig, console: Console) -> Described:
         from rmlora.heads import dry_run_head
 
         return dry_run_head(config, console)
+    if config.scope == "mixture":
+        from rmlora.mixture import dry_run_mixture
+
+        return dry_run_mixture(config, console)
     from rmlora.train import dry_run
 
     return dry_run(config, console)
@@ -76,3 +84,7 @@ def check(config: RunConfig) -> None:
         from rmlora.heads.settings import complete_head
 
         complete_head(config)
+    if config.scope == "mixture":
+        from rmlora.mixture import complete_mixture
+
+        complete_mixture(config)

@@ -112,6 +112,8 @@ def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
 
 def next_steps(plan: Described, path: Path) -> list[str]:
     """Name two things to do after a run."""
+    if plan.config.scope == "mixture":
+        return [f"Look at the curves: {path / 'curves.png'}", f"Predict: rmlora predict {quote(str(path))}"]
     compare = next(m for m in ("lora", "rm-lora") if m != plan.config.method)
     settings, output = quote(str(path / "config.yaml")), quote(f"output={path}-{compare}")
     again = f"rmlora train {settings} method={compare} method_args={{}} {output}"
