@@ -48,7 +48,7 @@ class Mixture(nn.Module):
         self.experts, self.blocks, self.heads = tuple(experts), tuple(blocks), tuple(heads)
         self.balance = balance
         self._moment = Moment(torch.ones(len(experts), dtype=torch.bool))
-        self._usage: list[Tensor] = []
+        self._usage: Tensor | None = None
         for i, (name, gate) in enumerate(zip(blocks, gates, strict=True)):
             block = model.get_submodule(name)
             layers = tuple(layer for _, layer in adapted_layers(block))
@@ -99,7 +99,8 @@ class Mixture(nn.Module):
         outputs = self.model(*args, **kwargs)
         loss = getattr(outputs, "loss", None)
         if not self.training:
-            self._usage.append(self.last_gates.detach().sum(1).cpu().double())
+            seen = self.last_gates.detach().sum(1).cpu().double()
+            self._usage = seen if self._usage is None else self._usage + seen
         elif self.balance and loss is not None:
             outputs["loss"] = loss + self.balance * balance_loss(list(moment.gates.values()))
         return outputs
@@ -111,9 +112,14 @@ class Mixture(nn.Module):
         return torch.stack([gates[i] for i in range(len(self.gates))])
 
     def take_usage(self) -> Tensor:
-        """Return the mean gate of each block and expert, `(blocks, N)`, over what was evaluated since the last call."""
-        total = torch.stack(self._usage).sum(0)
-        self._usage.clear()
+        """Return the mean gate of each block and expert, `(blocks, N)`, over what was evaluated since the last call.
+
+        Raises:
+            AttachError: nothing was.
+        """
+        total, self._usage = self._usage, None
+        if total is None:
+            raise AttachError("no batch was evaluated since the last call; call the mixture in evaluation mode first")
         return total / total.sum(-1, keepdim=True)
 
     def merge_and_unload(self) -> None:
