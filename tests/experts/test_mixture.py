@@ -90,7 +90,7 @@ def test_training_moves_gates_and_heads_and_lowers_the_loss(paths: list[Path]) -
         losses.append(float(loss))
     moved = {n for n, p in mixed.named_parameters() if not torch.equal(p, before[n])}
     assert moved == set(mixed.state_dict())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_the_balance_loss_is_added_in_training_alone(paths: list[Path]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rmlora.config_source import dump
+from rmlora.mixture import complete_mixture
 from tests import killing
 from tests.mixture.mixtures import LEARNT, config
 from tests.test_killed_anywhere import kill_and_go_on
@@ -24,7 +25,7 @@ def test_killed_anywhere_a_mixture_goes_on(
 ) -> None:
     def training(place: Path, output: Path) -> list[object]:
         told = config(bert, files, output, experts, combine, training={"epochs": 1})
-        output.with_suffix(".yaml").write_text(dump(told))
+        output.with_suffix(".yaml").write_text(dump(complete_mixture(told)))
         return ["train", output.with_suffix(".yaml"), "--resume"]
 
     changes = killing.run(training(tmp_path, tmp_path / "counted"), tmp_path / "counted")[1]

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from rmlora.config_source import dump
 from rmlora.errors import RmloraError
+from rmlora.mixture import complete_mixture
 from rmlora.scopes import check, run
 from tests import runs
 from tests.mixture.mixtures import config
@@ -49,7 +49,8 @@ def test_experts_that_do_not_fit_leave_no_folder(
     for message, given in bad.items():
         told = config(bert, files, tmp_path / "run", given)
         path = tmp_path / "run.yaml"
-        path.write_text(dump(told))
+        path.write_text(dump(complete_mixture(told)))
+        capsys.readouterr()
         assert runs.call("train", path) == 2
         said = capsys.readouterr().err
         assert message in said
@@ -63,7 +64,7 @@ def test_a_dry_run_writes_nothing(
     tmp_path: Path, bert: Path, files: Files, experts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(dump(config(bert, files, tmp_path / "run", experts)))))
+    path.write_text(dump(complete_mixture(config(bert, files, tmp_path / "run", experts))))
     before = runs.files_of(tmp_path)
     assert runs.call("train", path, "--dry-run") == 0
     told = capsys.readouterr().out

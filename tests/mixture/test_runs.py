@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
+from rmlora.config import RunConfig
 from rmlora.errors import ConfigError, RmloraError, StateError
 from rmlora.experts import load_mixture, open_experts
 from rmlora.mixture import train_mixture
@@ -92,28 +93,32 @@ def test_the_held_out_part_takes_no_part_in_choosing(
     assert runs.equal(runs.weights(tmp_path / "0"), runs.weights(tmp_path / "1"))
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, interrupted: Any, whole_of: str, step: int) -> None:
-    """Stop at a step of the run's own training, or of the second expert's trial."""
+def interrupt(monkeypatch: pytest.MonkeyPatch, told: RunConfig, where: str, step: int) -> None:
+    """Stop at a step of the first or second expert's trial, or of the run's own training."""
+    noted = Path(str(told.output)) / "checkpoints" / "progress.json"
 
     def stop(self: RecordEpochs, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == step and whole_of in str(args.output_dir):
+        trial = "second" if noted.is_file() else "first"
+        here = trial if "selection" in Path(args.output_dir).parts else "training"
+        if (here, state.global_step) == (where, step):
             raise StopError
 
     with monkeypatch.context() as patch:
         patch.setattr(RecordEpochs, "on_step_end", stop, raising=False)
         with pytest.raises(StopError):
-            train_mixture(interrupted)
+            train_mixture(told)
 
 
 @pytest.mark.parametrize(
-    ("combine", "where", "step"), [("gates", "broken", 7), ("linear", "broken", 7), ("best", "broken/checkpoints", 7)]
+    ("combine", "where"),
+    [("gates", "training"), ("linear", "training"), ("best", "second"), ("best", "training")],
 )
 def test_a_resumed_run_equals_one_never_interrupted(
-    combine: str, where: str, step: int, tmp_path: Path, bert: Path, files: Files, experts: list[str], monkeypatch: Any
+    combine: str, where: str, tmp_path: Path, bert: Path, files: Files, experts: list[str], monkeypatch: Any
 ) -> None:
     whole, broken = (config(bert, files, tmp_path / name, experts, combine) for name in ("whole", "broken"))
     expected = train_mixture(whole)
-    interrupt(monkeypatch, broken, where, step)
+    interrupt(monkeypatch, broken, where, 7)
     assert not (tmp_path / "broken" / "result.json").exists()
     found = train_mixture(broken, resume=True)
     assert {**found, "seconds": 0} == {**expected, "seconds": 0}
@@ -126,7 +131,7 @@ def test_scores_of_experts_are_not_measured_twice(
     tmp_path: Path, bert: Path, files: Files, experts: list[str], monkeypatch: Any
 ) -> None:
     told = config(bert, files, tmp_path / "run", experts, "best", training={"epochs": 1})
-    interrupt(monkeypatch, told, "run/checkpoints/checkpoints", 3)
+    interrupt(monkeypatch, told, "second", 3)
     noted = tmp_path / "run" / "checkpoints" / "progress.json"
     scores = json.loads(noted.read_text())["selection"]
     noted.write_text(json.dumps({"selection": scores | {"half": 2.0}}))
@@ -139,7 +144,7 @@ def test_an_expert_that_changed_stops_resuming_and_predicting(
 ) -> None:
     copies = [str(shutil.copytree(path, tmp_path / Path(path).name)) for path in experts]
     told = config(bert, files, tmp_path / "run", copies)
-    interrupt(monkeypatch, told, "run", 7)
+    interrupt(monkeypatch, told, "training", 7)
     shutil.copyfile(Path(experts[0]) / "adapter_model.safetensors", tmp_path / "half" / "adapter_model.safetensors")
     shutil.copyfile(Path(experts[0]) / "adapter_config.json", tmp_path / "half" / "adapter_config.json")
     with pytest.raises(StateError, match=r'--resume: expert "half" at .* has changed since the run began'):

@@ -56,7 +56,7 @@ def merge_experts(model: nn.Module, experts: Sequence[Expert], heads: Sequence[s
             fan_in_fan_out=merged.fan_in_fan_out,
         )
         result: Any = get_peft_model(base, plain)
-        set_peft_model_state_dict(result, tensors)
+        set_peft_model_state_dict(result, get_peft_model_state_dict(result) | tensors)
     for name, parameter in result.named_parameters():
         if "lora_" in name:
             parameter.requires_grad_(False)

@@ -14,9 +14,6 @@ from rmlora.errors import AttachError
 from rmlora.experts.adding import adapter_name
 from rmlora.experts.gate import Gate
 
-_CACHES = ("past_key_values", "past_key_value", "layer_past")
-
-
 @dataclass(eq=False)
 class Moment:
     """What the blocks of a mixture share while it runs.
@@ -62,7 +59,7 @@ class MixedForward(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block with what it was called with; of several outputs the first is mixed."""
-        if any(kwargs.get(name) is not None for name in _CACHES):
+        if any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values())):
             raise AttachError("a mixture runs each block several times and keeps no cache; call it with use_cache=False")
         own = self._mixing
         plain = super().forward(*args, **kwargs)

@@ -59,6 +59,7 @@ class Mixture(nn.Module):
             model.get_submodule(head).requires_grad_(True)
         rest_frozen(model)
         self.register_state_dict_post_hook(_learnt_only)
+        self.register_load_state_dict_post_hook(_frozen_is_there)
 
     @property
     def config(self) -> Any:
@@ -205,3 +206,8 @@ def _learnt_only(module: nn.Module, state: dict[str, Any], prefix: str, metadata
     learnt = {f"{prefix}{name}" for name, parameter in module.named_parameters() if parameter.requires_grad}
     for name in [name for name in state if name not in learnt]:
         del state[name]
+
+
+def _frozen_is_there(module: nn.Module, found: Any) -> None:
+    learnt = set(module.state_dict())
+    found.missing_keys[:] = [name for name in found.missing_keys if name in learnt]

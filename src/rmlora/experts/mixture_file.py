@@ -199,4 +199,4 @@ def _fill(mixture: Mixture, tensors: dict[str, Tensor], folder: Path) -> None:
                 f'"{folder / GATES}": {name} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}; load '
                 "the base with as many labels as were trained"
             )
-    mixture.load_state_dict(tensors, strict=False)
+    mixture.load_state_dict(tensors)
