@@ -13,7 +13,19 @@ class Layer:
     sees: tuple[str, ...]
 
 
-LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "axes", "sugar", "experts")
+LIBRARY = (
+    "errors",
+    "ground",
+    "contract",
+    "links",
+    "methods",
+    "kernels",
+    "engine",
+    "attach",
+    "axes",
+    "sugar",
+    "experts",
+)
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
     "ground": Layer(

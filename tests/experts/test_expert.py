@@ -61,7 +61,9 @@ def test_a_base_is_known_by_its_name_and_where_it_can_by_its_hashes(tmp_path: Pa
     model = runs.save_bert(tmp_path / "minilm")
     expert = rewrite(made.save_expert(tmp_path / "e"), base_model_name_or_path="owner/minilm")
     refuse_other_base(open_experts([expert]), identify_base(str(model)))
-    with pytest.raises(AdapterError, match=r'is an adapter of "owner/minilm", not of "owner/bert", which has another name'):
+    with pytest.raises(
+        AdapterError, match=r'is an adapter of "owner/minilm", not of "owner/bert", which has another name'
+    ):
         refuse_other_base(open_experts([expert]), Base("owner/bert"))
     digest = identify_base(str(model)).files["model.safetensors"]
     record = expert / "environment.json"
@@ -77,5 +79,5 @@ def test_a_commit_must_be_the_same_where_both_are_known(tmp_path: Path) -> None:
     expert = made.save_expert(tmp_path / "e")
     rewrite(expert, base_model_name_or_path="owner/minilm", revision="a" * 40)
     refuse_other_base(open_experts([expert]), Base("owner/minilm"))
-    with pytest.raises(AdapterError, match="at commit b+, but it was trained at a+"):
+    with pytest.raises(AdapterError, match=r"at commit b+, but it was trained at a+"):
         refuse_other_base(open_experts([expert]), Base("owner/minilm", "b" * 40))

@@ -162,7 +162,9 @@ def test_experts_may_adapt_different_modules(tmp_path: Path) -> None:
 
 
 def updates(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: layer.get_delta_weight("default") for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    return {
+        name: layer.get_delta_weight("default") for name, layer in model.named_modules() if hasattr(layer, "lora_A")
+    }
 
 
 def test_merging_is_the_mean_of_the_updates_and_plain_peft(paths: list[Path], tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_experts_are_found_where_they_were_or_where_one_says(saved: Path, paths:
         load_mixture(made.base(), saved, experts=there[:2])
     with pytest.raises(AdapterError, match='no expert "e7"; it has e0, e1, e2'):
         load_mixture(made.base(), saved, experts={"e7": there[0]})
-    with pytest.raises(AdapterError, match='expert "e0" at .* has changed since the mixture was trained'):
+    with pytest.raises(AdapterError, match=r'expert "e0" at .* has changed since the mixture was trained'):
         load_mixture(made.base(), saved, experts=there[::-1])
     with pytest.raises(MethodError, match='no expert "e7"'):
         load_mixture(made.base(), saved, experts=there, without=["e7"])

@@ -31,8 +31,8 @@ def test_one_study_compares_all_three_ways(
 
 def test_a_study_refuses_what_a_run_would(tmp_path: Path, bert: Path, files: tuple[Path, Path]) -> None:
     told = studies.settings(bert, files, tmp_path / "study", mode="mixture", methods=["lora"])
-    with pytest.raises(ConfigError, match="mixture.experts needs the folders of two"):
+    with pytest.raises(ConfigError, match=r"mixture.experts needs the folders of two"):
         make_study(told, "study")
     told["methods"] = [{"name": "lora", "mixture": {"combined": "best"}}]
-    with pytest.raises(ConfigError, match='unknown setting "mixture.combined"'):
+    with pytest.raises(ConfigError, match=r'unknown setting "mixture.combined"'):
         make_study(told, "study")

@@ -98,7 +98,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
         >>> distinct_names([Path("a/x"), Path("a/x")])
         ['x', 'x-2']
     """
-    parts = [Path(os.path.abspath(path)).parts for path in paths]  # noqa: PTH100: links keep their names
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
     names: list[str] = []
     for i, own in enumerate(parts):
         others = [other for j, other in enumerate(parts) if j != i and other != own]

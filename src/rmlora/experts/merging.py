@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmlora.experts.adding import add_experts, adapter_name
+from rmlora.experts.adding import adapter_name, add_experts
 from rmlora.experts.expert import Expert
 
 _MERGED = "merged"

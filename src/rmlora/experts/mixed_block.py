@@ -14,6 +14,7 @@ from rmlora.errors import AttachError
 from rmlora.experts.adding import adapter_name
 from rmlora.experts.gate import Gate
 
+
 @dataclass(eq=False)
 class Moment:
     """What the blocks of a mixture share while it runs.
@@ -60,7 +61,9 @@ class MixedForward(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block with what it was called with; of several outputs the first is mixed."""
         if any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values())):
-            raise AttachError("a mixture runs each block several times and keeps no cache; call it with use_cache=False")
+            raise AttachError(
+                "a mixture runs each block several times and keeps no cache; call it with use_cache=False"
+            )
         own = self._mixing
         plain = super().forward(*args, **kwargs)
         base = _first(plain)

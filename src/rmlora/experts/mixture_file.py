@@ -21,7 +21,7 @@ _FORMAT = 1
 
 
 def save_mixture(mixture: Mixture, folder: str | Path, base: Base) -> list[str]:
-    """Write gates.safetensors (gates and heads) and mixture.json (experts, base, settings); experts stay where they are.
+    """Write gates.safetensors (gates, heads) and mixture.json (experts, base, settings); experts stay where they are.
 
     Args:
         mixture: not changed.
@@ -145,11 +145,11 @@ def find_experts(
 
 
 def _reference(expert: Expert, folder: Path) -> dict[str, str]:
-    full = os.path.abspath(expert.path)  # noqa: PTH100: links keep their names
+    full = os.path.abspath(expert.path)
     return {
         "name": expert.name,
         "path": full,
-        "beside": os.path.relpath(full, os.path.abspath(folder)),  # noqa: PTH100
+        "beside": os.path.relpath(full, os.path.abspath(folder)),
         "sha256": expert.sha256,
     }
 

@@ -30,9 +30,7 @@ def write_mixture_card(run: MixtureRun, result: dict[str, Any], versions: dict[s
         f"Gates over frozen adapters (MoLE, arXiv 2404.13628) for {config.task}. It needs rmlora, the base and the "
         "experts; it is no adapter, and does not merge into the base, for its gates depend on the input.\n",
         "| expert | adapter_model.safetensors (SHA-256) | mean gate |\n|---|---|---|",
-        "\n".join(
-            f"| `{e.name}` | `{e.sha256}` | {result['last'][f'gate_{e.name}']:.3f} |" for e in run.experts
-        )
+        "\n".join(f"| `{e.name}` | `{e.sha256}` | {result['last'][f'gate_{e.name}']:.3f} |" for e in run.experts)
         + "\n",
         "## Results\n",
         describe_results(plan, result),

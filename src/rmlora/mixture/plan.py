@@ -81,7 +81,9 @@ def prepare(config: RunConfig, sources: Sources, only: Sequence[str] | None = No
     arguments = training_arguments(config, RunFolder(Path(str(config.output))), metric)
     loaded = sources.model(config, data, _seed)
     if loaded.orphans:
-        raise ConfigError(f'"{config.model}" has no weights for {", ".join(loaded.orphans[:3])}: use a whole checkpoint')
+        raise ConfigError(
+            f'"{config.model}" has no weights for {", ".join(loaded.orphans[:3])}: use a whole checkpoint'
+        )
     base = identify_base(config.model, getattr(loaded.model.config, "_commit_hash", None))
     refuse_other_base(experts, base)
     for expert in experts:

@@ -71,7 +71,7 @@ def _check_experts(config: RunConfig) -> None:
             f"mixture.experts needs the folders of two trained adapters or more, got {len(experts)}; "
             "rmlora train makes one"
         )
-    places = [os.path.abspath(os.path.expanduser(path)) for path in experts]  # noqa: PTH100, PTH111
+    places = [os.path.abspath(os.path.expanduser(path)) for path in experts]
     twice = next((experts[i] for i, place in enumerate(places) if place in places[:i]), None)
     if twice is not None:
         raise ConfigError(f'mixture.experts has "{twice}" twice; give each adapter once')

@@ -147,10 +147,7 @@ def _show(
     model = "/".join(Path(plan.config.model).parts[-2:])
     title = f"mixture of {len(run.experts)} experts ({combine}) on {model}, {len(plan.data.eval)} held out"
     plot_curves(place, place.rows(), plan.metric, title)
-    if run.mixture is not None:
-        card = write_mixture_card(run, result, versions)
-    else:
-        card = write_card(plan, result, versions)
+    card = write_card(plan, result, versions) if run.mixture is None else write_mixture_card(run, result, versions)
     write_text(place.card, card)
     write_text(place.result, json.dumps(result, indent=2) + "\n")
     show_result(console, plan, result, place)
