@@ -15,6 +15,7 @@ from rmlora.config import RunConfig
 from rmlora.errors import ConfigError, RmloraError, StateError
 from rmlora.experts import load_mixture, open_experts
 from rmlora.mixture import train_mixture
+from rmlora.replay import replay
 from rmlora.run.predict_run import Wanted, predict_run
 from rmlora.run.record import RecordEpochs
 from rmlora.scopes import run
@@ -153,6 +154,19 @@ def test_an_expert_that_changed_stops_resuming_and_predicting(
     shutil.rmtree(tmp_path / "half")
     with pytest.raises(RmloraError, match=r'expert "half" is not at'):
         predict_run(tmp_path / "run", Wanted())
+
+
+def test_a_replay_is_bit_equal_or_says_that_an_expert_has_changed(
+    tmp_path: Path, bert: Path, files: Files, experts: list[str]
+) -> None:
+    copies = [str(shutil.copytree(path, tmp_path / Path(path).name)) for path in experts]
+    run(config(bert, files, tmp_path / "run", copies, training={"epochs": 1}))
+    found = replay(tmp_path / "run")
+    assert {f.file for f in found} == {"gates.safetensors", "metrics.jsonl", "predictions.safetensors"}
+    assert not [f for f in found if f.difference]
+    shutil.copyfile(Path(experts[0]) / "adapter_model.safetensors", tmp_path / "half" / "adapter_model.safetensors")
+    with pytest.raises(StateError, match='expert "half" has changed since the run read it'):
+        replay(tmp_path / "run")
 
 
 def test_a_run_is_loaded_by_the_public_function(tmp_path: Path, bert: Path, files: Files, experts: list[str]) -> None:

@@ -51,7 +51,7 @@ def add_experts(model: nn.Module, experts: Sequence[Expert]) -> Any:
         for i, (expert, pairs) in enumerate(zip(experts, found, strict=True)):
             config = _plain_config(expert, pairs)
             if peft_model is None:
-                peft_model = get_peft_model(model, config, adapter_name=adapter_name(i))  # type: ignore[arg-type]
+                peft_model = get_peft_model(model, config, adapter_name=adapter_name(i))
             else:
                 peft_model.add_adapter(adapter_name(i), config)
             tensors = {
@@ -102,10 +102,10 @@ def _plain_config(expert: Expert, pairs: Sequence[StoredPair]) -> Any:
     odd = [pair for pair in pairs if pair.r != r or pair.scale != scale]
     return LoraConfig(
         r=r,
-        lora_alpha=scale * r,  # type: ignore[arg-type]
+        lora_alpha=scale * r,
         lora_dropout=0.0,
         target_modules=[pair.name for pair in pairs],
         fan_in_fan_out=bool(expert.folder.config.get("fan_in_fan_out", False)),
         rank_pattern={f"^{pair.name}": pair.r for pair in odd},
-        alpha_pattern={f"^{pair.name}": pair.scale * pair.r for pair in odd},  # type: ignore[misc]
+        alpha_pattern={f"^{pair.name}": pair.scale * pair.r for pair in odd},
     )

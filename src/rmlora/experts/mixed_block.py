@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -109,7 +108,6 @@ def adapted_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLayer))
 
 
-@lru_cache(maxsize=64)
 def _mixed(cls: type[nn.Module]) -> type[nn.Module]:
     return type(f"Mixed{cls.__name__}", (MixedForward, cls), {})
 

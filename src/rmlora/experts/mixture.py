@@ -58,8 +58,8 @@ class Mixture(nn.Module):
         for head in heads:
             model.get_submodule(head).requires_grad_(True)
         rest_frozen(model)
-        self.register_state_dict_post_hook(_learnt_only)
-        self.register_load_state_dict_post_hook(_frozen_is_there)
+        self.register_state_dict_post_hook(_learnt_only)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_frozen_is_there)  # type: ignore[no-untyped-call]
 
     @property
     def config(self) -> Any:
@@ -105,6 +105,11 @@ class Mixture(nn.Module):
         elif self.balance and loss is not None:
             outputs["loss"] = loss + self.balance * balance_loss(list(moment.gates.values()))
         return outputs
+
+    @property
+    def temperatures(self) -> list[float]:
+        """tau of each block's gate."""
+        return [float(gate.temperature.detach()) for gate in self.gates if isinstance(gate, Gate)]
 
     @property
     def last_gates(self) -> Tensor:

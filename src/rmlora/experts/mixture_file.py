@@ -84,7 +84,7 @@ def load_mixture(
     if list(mixture.blocks) != about["blocks"]:
         raise AdapterError(f'"{folder}" mixes {about["blocks"][:3]}..., the model has {list(mixture.blocks)[:3]}...')
     _fill(mixture, tensors, folder)
-    mixture.without = tuple(without)  # type: ignore[assignment]
+    mixture.without = tuple(without)
     return mixture.eval()
 
 

@@ -68,33 +68,19 @@ def prepare(config: RunConfig, sources: Sources, only: Sequence[str] | None = No
         RmloraError: whatever would stop the run later.
     """
     config = complete_mixture(config)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise ConfigError(f"scope=mixture trains in one process, but {processes} were started; start one")
-    check_device(config)
-    experts = open_experts(config.mixture.experts)
-    check_model_name(config.model)
-    refuse_other_base(experts, identify_base(config.model))
+    experts = _open(config)
     data = sources.data(config)
     outputs = 1 if data.classes is None else len(data.classes)
     metric = choose_metric(config.training.metric, config.task, outputs)
     arguments = training_arguments(config, RunFolder(Path(str(config.output))), metric)
     loaded = sources.model(config, data, _seed)
-    if loaded.orphans:
-        raise ConfigError(
-            f'"{config.model}" has no weights for {", ".join(loaded.orphans[:3])}: use a whole checkpoint'
-        )
-    base = identify_base(config.model, getattr(loaded.model.config, "_commit_hash", None))
-    refuse_other_base(experts, base)
-    for expert in experts:
-        check_fits(expert, expert.pairs(), loaded.model)
+    base = _check_model(config, loaded, experts)
     encoded = encode_parts(config, data, loaded, sources)
     used = _choose(config, experts, only)
     model = _build(config, loaded, used)
-    method = replace(choose_method(config), summary=describe(config, used))
     plan = Plan(
         config=config,
-        method=method,
+        method=replace(choose_method(config), summary=describe(config, used)),
         data=data,
         encoded=encoded,
         model=model,
@@ -107,6 +93,31 @@ def prepare(config: RunConfig, sources: Sources, only: Sequence[str] | None = No
         arguments=arguments,
     )
     return MixtureRun(plan, tuple(experts), tuple(used), base)
+
+
+def _open(config: RunConfig) -> list[Expert]:
+    """Open the experts; what is wrong with them or the machine is known before data or model are read."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ConfigError(f"scope=mixture trains in one process, but {processes} were started; start one")
+    check_device(config)
+    experts = open_experts(config.mixture.experts)
+    check_model_name(config.model)
+    refuse_other_base(experts, identify_base(config.model))
+    return experts
+
+
+def _check_model(config: RunConfig, loaded: Loaded, experts: Sequence[Expert]) -> Base:
+    """Refuse experts that do not fit the loaded model; return what it is recognised by."""
+    if loaded.orphans:
+        raise ConfigError(
+            f'"{config.model}" has no weights for {", ".join(loaded.orphans[:3])}: use a whole checkpoint'
+        )
+    base = identify_base(config.model, getattr(loaded.model.config, "_commit_hash", None))
+    refuse_other_base(experts, base)
+    for expert in experts:
+        check_fits(expert, expert.pairs(), loaded.model)
+    return base
 
 
 def describe(config: RunConfig, used: Sequence[Expert]) -> str:

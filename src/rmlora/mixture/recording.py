@@ -47,7 +47,7 @@ def measure_gates(mixture: Mixture) -> dict[str, Any]:
         mixture: its sums are set back.
     """
     usage = mixture.take_usage()
-    temperatures = [float(gate.temperature.detach()) for gate in mixture.gates]  # type: ignore[arg-type]
+    temperatures = mixture.temperatures
     means = usage.mean(0).tolist()
     return {
         **{f"gate_{expert.name}": round(mean, 6) for expert, mean in zip(mixture.experts, means, strict=True)},
