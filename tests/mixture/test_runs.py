@@ -15,9 +15,11 @@ from rmlora.config import RunConfig
 from rmlora.errors import ConfigError, RmloraError, StateError
 from rmlora.experts import load_mixture, open_experts
 from rmlora.mixture import train_mixture
+from rmlora.mixture.selection import HoldOut
 from rmlora.replay import replay
 from rmlora.run.predict_run import Wanted, predict_run
 from rmlora.run.record import RecordEpochs
+from rmlora.run.sources import Sources
 from rmlora.scopes import run
 from tests import runs
 from tests.mixture.mixtures import LEARNT, config
@@ -29,7 +31,10 @@ class StopError(Exception):
     """Ctrl-C, but catchable by this test alone."""
 
 
-@pytest.mark.parametrize("combine", LEARNT)
+SLOW_BEST = pytest.param("best", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("combine", ["gates", "linear", SLOW_BEST])
 def test_a_run_leaves_what_it_says_and_predicts_again(
     combine: str, tmp_path: Path, bert: Path, files: Files, experts: list[str]
 ) -> None:
@@ -82,16 +87,15 @@ def test_the_best_expert_is_the_one_that_does_best_on_a_part_of_train(
     assert torch.allclose(delta, 2 * own[key.format("B")] @ own[key.format("A")], atol=1e-6)
 
 
-def test_the_held_out_part_takes_no_part_in_choosing(
-    tmp_path: Path, bert: Path, files: Files, experts: list[str]
-) -> None:
-    other = runs.write_jsonl(tmp_path / "dev.jsonl", runs.pairs(16, seed=7))
-    results = [
-        run(config(bert, (files[0], held_out), tmp_path / str(i), experts, "best", training={"epochs": 1}))
-        for i, held_out in enumerate((files[1], other))
-    ]
-    assert results[0]["mixture"] == results[1]["mixture"]
-    assert runs.equal(runs.weights(tmp_path / "0"), runs.weights(tmp_path / "1"))
+def test_the_held_out_part_takes_no_part_in_choosing(bert: Path, files: Files, experts: list[str]) -> None:
+    told = config(bert, files, Path("nowhere"), experts, "best")
+    whole, parted = Sources().data(told), HoldOut(Sources(), 0.25).data(told)
+    sentences = [list(zip(*part.inputs, strict=True)) for part in (parted.train, parted.eval, whole.train)]
+    assert (len(parted.train), len(parted.eval)) == (30, 10)
+    assert sorted(sentences[0] + sentences[1]) == sorted(sentences[2])
+    assert whole.eval.labels != parted.eval.labels
+    other = told.model_copy(update={"training": told.training.model_copy(update={"seed": 5})})
+    assert HoldOut(Sources(), 0.25).data(other).eval.inputs != parted.eval.inputs
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, told: RunConfig, where: str, step: int) -> None:
@@ -112,7 +116,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, told: RunConfig, where: str, step
 
 @pytest.mark.parametrize(
     ("combine", "where"),
-    [("gates", "training"), ("linear", "training"), ("best", "second"), ("best", "training")],
+    [
+        ("gates", "training"),
+        ("best", "second"),
+        pytest.param("linear", "training", marks=pytest.mark.slow),
+        pytest.param("best", "training", marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_equals_one_never_interrupted(
     combine: str, where: str, tmp_path: Path, bert: Path, files: Files, experts: list[str], monkeypatch: Any
@@ -128,6 +137,7 @@ def test_a_resumed_run_equals_one_never_interrupted(
     assert train_mixture(broken, resume=True) == found
 
 
+@pytest.mark.slow
 def test_scores_of_experts_are_not_measured_twice(
     tmp_path: Path, bert: Path, files: Files, experts: list[str], monkeypatch: Any
 ) -> None:
@@ -156,6 +166,7 @@ def test_an_expert_that_changed_stops_resuming_and_predicting(
         predict_run(tmp_path / "run", Wanted())
 
 
+@pytest.mark.slow
 def test_a_replay_is_bit_equal_or_says_that_an_expert_has_changed(
     tmp_path: Path, bert: Path, files: Files, experts: list[str]
 ) -> None:
