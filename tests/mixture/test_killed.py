@@ -30,4 +30,4 @@ def test_killed_anywhere_a_mixture_goes_on(
 
     changes = killing.run(training(tmp_path, tmp_path / "counted"), tmp_path / "counted")[1]
     drawn = killing.moments(5, changes, seconds=1.0)
-    assert kill_and_go_on(tmp_path, tmp_path, training, same_run, (next(drawn) for _ in range(8))) > 2
+    assert kill_and_go_on(tmp_path, tmp_path, training, same_run, (next(drawn) for _ in range(6))) > 2
