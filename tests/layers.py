@@ -13,7 +13,19 @@ class Layer:
     sees: tuple[str, ...]
 
 
-LIBRARY = ("errors", "ground", "contract", "links", "methods", "kernels", "engine", "attach", "axes", "sugar")
+LIBRARY = (
+    "errors",
+    "ground",
+    "contract",
+    "links",
+    "methods",
+    "kernels",
+    "engine",
+    "attach",
+    "axes",
+    "sugar",
+    "experts",
+)
 LAYERS: dict[str, Layer] = {
     "errors": Layer(("errors",), ()),
     "ground": Layer(
@@ -68,6 +80,7 @@ LAYERS: dict[str, Layer] = {
     "sugar": Layer(
         ("peft_config", "two_parts"), ("errors", "ground", "contract", "links", "methods", "engine", "attach")
     ),
+    "experts": Layer(("experts",), ("errors", "ground", "analysis", "attach")),
     "package": Layer(("",), LIBRARY),
     "tasks": Layer(("sections", "tasks", "config", "config_source"), ("errors", "ground")),
     "models": Layer(("modeling", "adapting"), ("errors", "ground", "analysis", "tasks")),
@@ -75,6 +88,8 @@ LAYERS: dict[str, Layer] = {
     "heads": Layer(("heads",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
     "derivative_free": Layer(("derivative_free",), ("errors", "ground", "tasks", "train", "heads")),
     "scopes": Layer(("scopes",), ("errors", "ground", "tasks", "train", "heads", "derivative_free")),
+    "mixture": Layer(("mixture",), ("errors", "ground", "experts", "tasks", "models", "train")),
+    "scopes": Layer(("scopes",), ("errors", "ground", "tasks", "train", "heads", "mixture")),
     "replay": Layer(("replay",), ("errors", "ground", "tasks", "train", "heads", "scopes")),
     "compare": Layer(("compare",), (*LIBRARY, "package", "analysis", "tasks", "models", "train", "heads", "scopes")),
     "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),

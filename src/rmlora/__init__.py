@@ -12,6 +12,7 @@ from rmlora.axes import MaskedAxes, mask_axes
 from rmlora.combine import chain
 from rmlora.ensemble import Ensemble
 from rmlora.errors import RmloraError, RmloraWarning
+from rmlora.experts import Mixture, load_mixture, merge_experts, mix_experts, open_experts
 from rmlora.handle import Attached
 from rmlora.leading_export import export_leading
 from rmlora.linear_ranks import linear_ranks
@@ -90,6 +91,7 @@ __all__ = [
     "MaskDirections",
     "MaskedAxes",
     "MixDirections",
+    "Mixture",
     "MultiplyUpdate",
     "PreconditionFactors",
     "PropagateDelta",
@@ -119,12 +121,16 @@ __all__ = [
     "export_truncated",
     "gm_lora",
     "linear_ranks",
+    "load_mixture",
     "lora",
     "lora_dropout",
     "lora_plus",
     "lora_rite",
     "mask_axes",
+    "merge_experts",
+    "mix_experts",
     "only",
+    "open_experts",
     "polar",
     "prilora",
     "r_lora",

@@ -46,6 +46,10 @@ def run(
         from rmlora.derivative_free import train_search
 
         return train_search(config, **told, sources=sources)
+    if config.scope == "mixture":
+        from rmlora.mixture import train_mixture
+
+        return train_mixture(config, **told, sources=sources)
     from rmlora.train import train
 
     return train(config, **told, sources=sources)
@@ -69,6 +73,10 @@ def foretell(config: RunConfig, console: Console) -> Described:
         from rmlora.derivative_free import foretell_search
 
         return foretell_search(config, console)
+    if config.scope == "mixture":
+        from rmlora.mixture import dry_run_mixture
+
+        return dry_run_mixture(config, console)
     from rmlora.train import dry_run
 
     return dry_run(config, console)
@@ -88,3 +96,7 @@ def check(config: RunConfig) -> None:
         from rmlora.derivative_free.settings import complete_search
 
         complete_search(config)
+    if config.scope == "mixture":
+        from rmlora.mixture import complete_mixture
+
+        complete_mixture(config)

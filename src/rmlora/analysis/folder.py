@@ -83,6 +83,11 @@ def open_adapter(folder: str | Path) -> AdapterFolder:
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG_NAME
     if not file.is_file():
+        if (path / "mixture.json").is_file():
+            raise AdapterError(
+                f"{path} holds a mixture of adapters, which is none itself and does not merge: its gates depend on the "
+                "input; rmlora.load_mixture loads it."
+            )
         below = sorted(str(found.parent.relative_to(path)) for found in path.glob(f"*/{CONFIG_NAME}"))
         remedy = f"its subfolder {below[0]} does: give that" if below else "PEFT's save_pretrained writes it"
         raise AdapterError(f"{path} has no {CONFIG_NAME}; {remedy}.")

@@ -50,12 +50,19 @@ def note_inputs(study: Study, store: Store) -> dict[str, Any]:
 def describe_inputs(study: Study) -> dict[str, Any]:
     """Collect versions, machine and hashes; what comes from a Hub is named only."""
     files = dict.fromkeys(f for task in study.tasks for f in (task.data.train, task.data.eval) if f)
+    files |= dict.fromkeys(f"{expert}/adapter_model.safetensors" for expert in _experts(study))
     paths = {name: Path(name).expanduser() for name in files}
     return {
         **describe_process(),
         "models": {name: _describe_model(name) for name in study.models},
         "data": {name: hash_tree(path) for name, path in paths.items() if path.exists()},
     }
+
+
+def _experts(study: Study) -> list[str]:
+    """Folders of adapters that runs of mode mixture put together."""
+    own = [expert for entry in study.methods for expert in entry.mixture.get("experts", [])]
+    return [*study.mixture.experts, *own]
 
 
 def _describe_model(name: str) -> dict[str, str] | None:

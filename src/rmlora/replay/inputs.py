@@ -40,6 +40,10 @@ def changed_inputs(record: Record) -> list[str]:
     if adapter and record.config.init_adapter is not None:
         now = describe_folder(record.config.init_adapter)
         lines += _differing("adapter", record.config.init_adapter, adapter, now)
+    for name, expert in _mapping(record.environment, "experts").items():
+        weights = record.locate(str(expert.get("path"))) / "adapter_model.safetensors"
+        if not weights.is_file() or hash_tree(weights) != expert.get("sha256"):
+            lines.append(f'expert "{name}" has changed since the run read it: {weights}')
     return lines
 
 

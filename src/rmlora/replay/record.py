@@ -81,6 +81,8 @@ def _placed(config: RunConfig, environment: dict[str, Any]) -> RunConfig:
         value = getattr(config, name)
         if value is not None and (there := locate(value, environment)).is_dir():
             changes[name] = str(there)
+    experts = [str(locate(expert, environment)) for expert in config.mixture.experts]
+    changes["mixture"] = config.mixture.model_copy(update={"experts": experts})
     return config.model_copy(update=changes)
 
 

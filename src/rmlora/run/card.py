@@ -47,7 +47,7 @@ def write_card(
         f"A plain {what} for {config.task}, trained by rmlora with the method "
         f"`{config.method}`: {plan.method.summary}. It loads without rmlora installed.\n",
         "## Results\n",
-        _results(plan, result),
+        describe_results(plan, result),
         "## Use\n",
         usage or f"```python\n{_usage(plan)}\n```\n",
         "## Training\n",
@@ -58,7 +58,8 @@ def write_card(
     return "\n".join(parts)
 
 
-def _results(plan: Described, result: dict[str, Any]) -> str:
+def describe_results(plan: Described, result: dict[str, Any]) -> str:
+    """Return Markdown with best and last epoch, and what they are to be seen against."""
     metric = plan.metric
     lines = [
         f"| epoch | eval {metric} | train {metric} | gap | eval loss |",

@@ -12,6 +12,7 @@ from rmlora.attach import attach
 from rmlora.config import RunConfig
 from rmlora.config_source import read_config, resolve
 from rmlora.errors import ConfigError, StateError
+from rmlora.experts import load_mixture
 from rmlora.modeling import load_model
 from rmlora.run.choice import choose_method
 from rmlora.run.encoding import encode
@@ -63,7 +64,7 @@ def read_run(folder: RunFolder) -> RunConfig:
         raise ConfigError(
             f'the run in "{path}" trained the classification layer alone; its README.md has the code that predicts'
         )
-    if config.scope != "whole":
+    if config.scope not in ("whole", "mixture"):
         raise ConfigError(
             f'the run in "{path}" is one of scope={config.scope}; its README.md has the code that predicts'
         )
@@ -107,7 +108,7 @@ def reload(folder: RunFolder, config: RunConfig, file: str | None, transform: Tr
     examples, has_labels = (data.eval, True) if file is None else read_examples(file, data)
     is_whole = choose_method(config).trains_base
     loaded = load_model(config.model_copy(update={"model": str(folder.path)}) if is_whole else config, data)
-    model = loaded.model if is_whole else _load_adapter(loaded.model, folder.path)
+    model = loaded.model if is_whole else _load_learnt(loaded.model, folder.path, config)
     if transform is not None:
         _attach_again(model, transform, folder.path, config.training.seed)
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu").eval()
@@ -115,8 +116,11 @@ def reload(folder: RunFolder, config: RunConfig, file: str | None, transform: Tr
     return Reloaded(config, data, examples, has_labels, encoded, model, loaded.processor)
 
 
-def _load_adapter(base: Any, path: Path) -> Any:
+def _load_learnt(base: Any, path: Path, config: RunConfig) -> Any:
     import peft
+
+    if config.scope == "mixture" and config.mixture.combine == "gates":
+        return load_mixture(base, path)
 
     from rmlora.analysis.folder import open_adapter
 

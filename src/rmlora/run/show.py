@@ -112,6 +112,8 @@ def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
 
 def next_steps(plan: Described, path: Path) -> list[str]:
     """Name two things to do after a run."""
+    if plan.config.scope == "mixture":
+        return [f"Look at the curves: {path / 'curves.png'}", f"Predict: rmlora predict {quote(str(path))}"]
     compare = next(m for m in ("lora", "rm-lora") if m != plan.config.method)
     settings, output = quote(str(path / "config.yaml")), quote(f"output={path}-{compare}")
     again = f"rmlora train {settings} method={compare} method_args={{}} {output}"
@@ -127,11 +129,13 @@ def next_steps(plan: Described, path: Path) -> list[str]:
 
 def _parameters(plan: Described) -> Table:
     counts = plan.counts
+    kind = "adapter (d, b)" if plan.method.adapts == "VERA" else "adapter (A, B)"
+    kind = "gates" if plan.config.scope == "mixture" else kind
     table = Table(title="Parameters", title_justify="left", show_edge=False)
     table.add_column("part")
     table.add_column("number", justify="right")
     rows = {
-        "adapter (d, b)" if plan.method.adapts == "VERA" else "adapter (A, B)": counts.adapter,
+        kind: counts.adapter,
         "head": counts.head,
         "pretrained, trained": counts.base,
         "T: trainable at the start": counts.trainable,
