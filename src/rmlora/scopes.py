@@ -42,6 +42,10 @@ def run(
         from rmlora.heads import train_head
 
         return train_head(config, **told)
+    if config.scope == "continual":
+        from rmlora.continual import train_continual
+
+        return train_continual(config, **told, sources=sources)
     from rmlora.train import train
 
     return train(config, **told, sources=sources)
@@ -61,6 +65,10 @@ def foretell(config: RunConfig, console: Console) -> Described:
         from rmlora.heads import dry_run_head
 
         return dry_run_head(config, console)
+    if config.scope == "continual":
+        from rmlora.continual import dry_run_continual
+
+        return dry_run_continual(config, console)
     from rmlora.train import dry_run
 
     return dry_run(config, console)
@@ -76,3 +84,7 @@ def check(config: RunConfig) -> None:
         from rmlora.heads.settings import complete_head
 
         complete_head(config)
+    if config.scope == "continual":
+        from rmlora.continual.settings import complete_continual
+
+        complete_continual(config)
