@@ -64,6 +64,7 @@ from rmlora.transforms import (
     PruneEntries,
     ReplaceDirections,
     RetractFactors,
+    ScaleBlocks,
     ShareProjections,
 )
 from rmlora.truncated_export import TruncatedAdapter, export_truncated
@@ -100,6 +101,7 @@ __all__ = [
     "RetractFactors",
     "RmloraError",
     "RmloraWarning",
+    "ScaleBlocks",
     "ShareProjections",
     "Transform",
     "TruncatedAdapter",

@@ -84,7 +84,9 @@ def learn_stage(run: ContinualRun, stage: Stage, before: Learnt | None, console:
     shutil.rmtree(place.path, ignore_errors=True)
     found = _by_part(told) | more.pop("adapter")
     last = losses[-1] if losses else None
-    return Learned(plan, initial, found=found, predictions=predictions, steps=trainer.state.global_step, loss=last, **more)
+    return Learned(
+        plan, initial, found=found, predictions=predictions, steps=trainer.state.global_step, loss=last, **more
+    )
 
 
 def _finish(run: ContinualRun, stage: Stage, plan: Plan) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def put_back(learnt: Learnt, model: Any, handle: Any) -> None:
     parameters = dict(model.named_parameters())
     for name, value in learnt.rest.items():
         if name not in parameters:
-            raise StateError(f"the earlier tasks trained {name}, which this model does not have; start with --overwrite")
+            raise StateError(
+                f"the earlier tasks trained {name}, which this model does not have; start with --overwrite"
+            )
         parameters[name].copy_(value)
     pairs = {pair.name: pair for pair in handle.pairs} if handle is not None else {}
     for name, factors in learnt.factors.items():

@@ -15,7 +15,7 @@ from rmlora.config import RunConfig
 from rmlora.config_source import dump
 from rmlora.continual.drawing import plot_matrix, plot_stages
 from rmlora.continual.learning import Learned, learn_stage
-from rmlora.continual.learnt import Learnt, read_learnt, write_learnt
+from rmlora.continual.learnt import read_learnt, write_learnt
 from rmlora.continual.matrix import Matrix, accuracies_of
 from rmlora.continual.outcome import (
     HEAT_MAP,

@@ -50,7 +50,10 @@ def show_continual_plan(console: Console, run: ContinualRun) -> None:
     console.print(_tasks(run))
     if run.is_decoupled:
         widths = widths_of(run.config, len(run.tasks))
-        say(console, f"Directions: {' + '.join(map(str, widths))} = {sum(widths)} in each of {len(run.first.pairs)} modules")
+        say(
+            console,
+            f"Directions: {' + '.join(map(str, widths))} = {sum(widths)} in each of {len(run.first.pairs)} modules",
+        )
     say(console, f"Trained and saved whole: {', '.join(run.first.heads) or 'nothing'}")
     say(console, "Dry run: nothing was written.")
 

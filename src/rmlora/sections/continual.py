@@ -14,7 +14,8 @@ class ContinualSettings(Section):
 
     tasks: int = Field(default=10, ge=2, description="Parts the classes are split into, as even as can be.")
     classes: list[Annotated[list[str | int], Field(min_length=1)]] = Field(
-        default=[], description="Names of the classes of each part instead, e.g. [[no, maybe], [yes]]; every class once."
+        default=[],
+        description="Names of the classes of each part instead, e.g. [[no, maybe], [yes]]; every class once.",
     )
     split_seed: int | None = Field(
         default=None, ge=0, description="Of the order of the classes; default: training.seed."

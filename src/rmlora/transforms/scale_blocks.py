@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -87,7 +88,9 @@ class ScaleBlocks(Transform):
         """Set the magnitudes, in float32 at least: a leaf `(n, blocks)` per stack, with equal rows."""
         for stack in pairs:
             if stack.r != sum(self.widths):
-                raise MethodError(f"widths={self.widths} sum to {sum(self.widths)}, but {stack.names[0]} has r={stack.r}")
+                raise MethodError(
+                    f"widths={self.widths} sum to {sum(self.widths)}, but {stack.names[0]} has r={stack.r}"
+                )
         return tuple(self._fresh(stack) for stack in pairs)
 
     def ranks(self, state: dict[str, Tensor], x: Tensor, ctx: ForwardContext) -> Tensor:
@@ -120,7 +123,8 @@ class ScaleBlocks(Transform):
     def report(self, state: State, pairs: Sequence[Stack]) -> Sequence[dict[str, Tensor]]:
         """Tell `magnitude_1`, `magnitude_2`, ... of each module, without what it absorbed: all modules' are equal."""
         return tuple(
-            {f"magnitude_{k}": value for k, value in enumerate(t["magnitudes"].detach().unbind(dim=1), 1)} for t in state
+            {f"magnitude_{k}": value for k, value in enumerate(t["magnitudes"].detach().unbind(dim=1), 1)}
+            for t in state
         )
 
     def fold(self, state: State, pairs: Sequence[Stack], factors: Sequence[Factors]) -> Sequence[Factors]:
@@ -162,7 +166,11 @@ class ScaleBlocks(Transform):
         magnitudes = torch.full((len(stack), len(self.widths)), self.start, dtype=dtype, device=A.device)
         told, nothing = dict(self.absorbed), (0.0,) * len(self.widths)
         absorbed = torch.tensor([told.get(name, nothing) for name in stack.names], dtype=dtype, device=A.device)
-        return {"magnitudes": magnitudes.requires_grad_(self.rate > 0.0), "absorbed": absorbed, **adam_state(magnitudes)}
+        return {
+            "magnitudes": magnitudes.requires_grad_(self.rate > 0.0),
+            "absorbed": absorbed,
+            **adam_state(magnitudes),
+        }
 
 
 def _unit(matrices: Tensor) -> Tensor:
