@@ -1,6 +1,6 @@
 import pytest
 
-from rmlora.continual.matrix import accuracies_of, anytime_accuracy, average_accuracy, forgetting
+from rmlora.continual.matrix import accuracies_of, anytime_accuracy, average_accuracy, forgetting, within_tasks
 from rmlora.continual.partition import check_examples, split_classes
 from rmlora.errors import ConfigError, DataError
 from rmlora.sections import ContinualSettings
@@ -63,6 +63,13 @@ def test_accuracies_are_among_the_classes_seen():
     labels = [1, 0, 2, 2]
     assert accuracies_of(logits, labels, ((0, 1), (2,))) == [0.5, 0.5]
     assert accuracies_of(logits[:2], labels[:2], ((0, 1),)) == [1.0]
+
+
+def test_within_its_task_a_class_competes_with_no_other() -> None:
+    logits = [[0.0, 1.0, 5.0, 2.0], [3.0, 1.0, 0.0, 9.0], [0.0, 0.0, 1.0, 9.0], [9.0, 0.0, 1.0, 0.0]]
+    labels = [1, 0, 2, 2]
+    assert accuracies_of(logits, labels, ((0, 1), (2, 3))) == [0.0, 0.0]
+    assert within_tasks(logits, labels, ((0, 1), (2, 3))) == [1.0, 0.5]
 
 
 def test_forgetting_and_averages_against_numbers_worked_out_by_hand():

@@ -20,19 +20,20 @@ from rmlora.run.weights import save_weights
 MATRIX, HEAT_MAP = "matrix.json", "matrix.png"
 
 
-def stage_row(stage: Stage, done: Learned, matrix: Matrix, step: int) -> Row:
+def stage_row(stage: Stage, done: Learned, matrix: Matrix, within: Sequence[float], step: int) -> Row:
     """Put a stage into a row; it holds nothing that differs between two runs of the same thing.
 
     Args:
         stage: which.
         done: what it gave.
         matrix: its own row is the last.
+        within: the same accuracies among each task's own classes.
         step: optimizer steps of all stages so far.
 
     Returns:
         `epoch`, the stage's number; `train_*` on examples of its own tasks, `eval_*` on those held out of all seen;
-        `task_accuracy`, its row of the matrix; `average_accuracy`, `anytime_accuracy` and `forgetting` so far; and of
-        sd-lora `magnitudes`, `residual` (mean over modules) and `dropped`, the number of modules.
+        `task_accuracy`, its row of the matrix; `average_accuracy`, `anytime_accuracy` and `forgetting` so far;
+        `within_accuracy`, the mean of `within`; and of sd-lora `magnitudes`, `residual` (mean over modules) and `dropped`, the number of modules.
     """
     row: Row = {"epoch": stage.number, "step": step, "running_loss": done.loss}
     row |= {name: done.found[name] for name in sorted(done.found, key=lambda n: (n.split("_")[0] != "train", n))}
@@ -42,6 +43,7 @@ def stage_row(stage: Stage, done: Learned, matrix: Matrix, step: int) -> Row:
     row["loss_gap"] = None
     row["classes"] = sum(map(len, stage.seen))
     row["task_accuracy"] = matrix[-1]
+    row["within_accuracy"] = sum(within) / len(within)
     row["average_accuracy"] = average_accuracy(matrix)
     row["anytime_accuracy"] = anytime_accuracy(matrix)
     row["forgetting"] = forgetting(matrix)

@@ -16,7 +16,7 @@ from rmlora.config_source import dump
 from rmlora.continual.drawing import plot_matrix, plot_stages
 from rmlora.continual.learning import Learned, learn_stage
 from rmlora.continual.learnt import read_learnt, write_learnt
-from rmlora.continual.matrix import Matrix, accuracies_of
+from rmlora.continual.matrix import Matrix, accuracies_of, within_tasks
 from rmlora.continual.outcome import (
     HEAT_MAP,
     MATRIX,
@@ -183,7 +183,8 @@ def _note(run: ContinualRun, place: RunFolder, progress: Progress, stage: Stage,
     held_out = load(done.predictions)
     step = done.steps + (progress.rows[-1]["step"] if progress.rows else 0)
     progress.matrix.append(accuracies_of(held_out["logits"], held_out["labels"], stage.seen))
-    progress.rows.append(stage_row(stage, done, progress.matrix, step))
+    within = within_tasks(held_out["logits"], held_out["labels"], stage.seen)
+    progress.rows.append(stage_row(stage, done, progress.matrix, within, step))
     write_bytes(place.predictions, done.predictions)
     if stage.number < len(run.stages):
         place.checkpoints.mkdir(parents=True, exist_ok=True)
