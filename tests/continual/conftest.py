@@ -1,19 +1,13 @@
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rmlora.config import RunConfig
 from tests import runs
-
-
-def things(count: int, seed: int) -> list[dict[str, str]]:
-    """Sentences about six things, as many of each; the label is the thing."""
-    rng = np.random.default_rng(seed)
-    told = [runs.THINGS[i % len(runs.THINGS)] for i in range(count)]
-    return [{"text": f"the {thing} is {rng.choice(runs.COLORS)}", "label": thing} for thing in told]
+from tests.continual.quick import quick, things
 
 
 @pytest.fixture(scope="session")
@@ -28,20 +22,5 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def configure(sources: dict[str, Any], tmp_path: Path) -> Callable[..., RunConfig]:
-    """Make the configuration of a quick run: three tasks of two classes, two epochs of three steps each."""
-
-    def make(**changes: Any) -> RunConfig:
-        settings: dict[str, Any] = {
-            "scope": "continual",
-            "method": "lora",
-            "lora": {"r": 2, "scale": 1},
-            "continual": {"tasks": 3},
-            "training": {"epochs": 2, "batch_size": 4, "lr": 1e-2, "train_eval_examples": 8},
-            "output": str(tmp_path / "out"),
-            **sources,
-        }
-        for name, value in changes.items():
-            settings[name] = {**settings.get(name, {}), **value} if isinstance(value, dict) else value
-        return RunConfig.model_validate(settings)
-
-    return make
+    """Make the configuration of a quick run into the test's own folder."""
+    return partial(quick, sources, tmp_path / "out")

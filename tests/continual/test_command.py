@@ -1,6 +1,7 @@
 """`rmlora train scope=continual` and studies of it, as a user meets them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ from rmlora.errors import ConfigError
 from tests import killing, runs
 
 Configure = Callable[..., RunConfig]
-SEEN = ("metrics.jsonl", "predictions.safetensors", "adapter_model.safetensors", "matrix.json", "matrix.png", "curves.png")
+SEEN = (
+    "metrics.jsonl",
+    "predictions.safetensors",
+    "adapter_model.safetensors",
+    "matrix.json",
+    "matrix.png",
+    "curves.png",
+)
 
 
 def write(config: RunConfig, path: Path) -> Path:
@@ -50,6 +58,10 @@ def test_a_run_stopped_between_tasks_goes_on_to_the_same_bits(
     assert runs.call("train", file) == 130
     assert not (tmp_path / "out" / "result.json").exists()
     assert len(runs.rows(tmp_path / "out")) == 1
+    shutil.copytree(tmp_path / "out", tmp_path / "damaged")
+    (tmp_path / "damaged" / "checkpoints" / "learnt-001.safetensors").write_bytes(b"")
+    assert runs.call("train", file, "--resume", f"output={tmp_path / 'damaged'}") == 2
+    assert "is missing or damaged; start the run anew with --overwrite" in capsys.readouterr().err
     assert runs.call("train", file, "--resume") == 0
     assert begun == [1, 2, 2, 3]
     assert_same_run(tmp_path / "straight", tmp_path / "out")
@@ -107,7 +119,10 @@ def test_a_dry_run_tells_tasks_and_directions_and_writes_nothing(
     [
         ({"method": "rm-lora"}, "give method=lora, or continual.strategy=sequential"),
         ({"continual": {"strategy": "sequential", "start": 1.0}}, "continual.start belongs to strategy sd-lora"),
-        ({"continual": {"strategy": "sequential"}, "method": "rac-lora"}, r"rac-lora has more than these \(begin, blocks"),
+        (
+            {"continual": {"strategy": "sequential"}, "method": "rac-lora"},
+            r"rac-lora has more than these \(begin, blocks",
+        ),
         ({"continual": {"strategy": "sequential"}, "method": "adalora"}, "method adalora does not have"),
         ({"continual": {"strategy": "sequential"}, "lora": {"use_dora": True}}, "hands A and B alone"),
         ({"lora": {"use_rslora": True, "scale": None}}, "the scale must not change"),
@@ -138,16 +153,7 @@ def test_settings_that_make_no_sense_are_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_hand_over_is_one_line(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(configure(), tmp_path / "run.yaml")
-    with monkeypatch.context() as patched:
-        patched.setattr(running, "stage_line", lambda *told: (_ for _ in ()).throw(KeyboardInterrupt()))
-        assert runs.call("train", file) == 130
-    (tmp_path / "out" / "checkpoints" / "learnt-001.safetensors").write_bytes(b"")
-    assert runs.call("train", file, "--resume") == 2
-    assert runs.call("train", file, "--overwrite", "epochs=1") == 0
-
-
+@pytest.mark.slow
 def test_a_study_compares_strategies_and_variants(
     sources: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

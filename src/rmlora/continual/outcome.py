@@ -33,7 +33,8 @@ def stage_row(stage: Stage, done: Learned, matrix: Matrix, within: Sequence[floa
     Returns:
         `epoch`, the stage's number; `train_*` on examples of its own tasks, `eval_*` on those held out of all seen;
         `task_accuracy`, its row of the matrix; `average_accuracy`, `anytime_accuracy` and `forgetting` so far;
-        `within_accuracy`, the mean of `within`; and of sd-lora `magnitudes`, `residual` (mean over modules) and `dropped`, the number of modules.
+        `within_accuracy`, the mean of `within`; and of sd-lora `magnitudes`, `residual` (mean over modules) and
+        `dropped`, the number of modules.
     """
     row: Row = {"epoch": stage.number, "step": step, "running_loss": done.loss}
     row |= {name: done.found[name] for name in sorted(done.found, key=lambda n: (n.split("_")[0] != "train", n))}
