@@ -24,7 +24,7 @@ def normalise_direction(factors: Factors) -> Factors:
         New factors, each matrix of norm 1.
 
     Example:
-        >>> unit = normalise_direction(Factors(torch.full((1, 4), 3.0), torch.full((2, 1), 5.0)))
+        >>> unit = normalise_direction(Factors(torch.full((1, 4), 3.0), torch.full((4, 1), 5.0)))
         >>> unit.A.norm(), unit.B.norm()
         (tensor(1.), tensor(1.))
 
