@@ -44,7 +44,7 @@ def fit_direction(factors: Factors, widths: Sequence[int]) -> Fit:
     Source:
         SD-LoRA, arXiv:2501.13198, Eq. 7.
     """
-    A, B = factors.A.double().split(list(widths)), factors.B.double().split(list(widths), dim=1)
+    A, B = torch.split(factors.A.double(), list(widths)), torch.split(factors.B.double(), list(widths), dim=1)
     blocks = [normalise_direction(Factors(*each)) for each in zip(A, B, strict=True)]
     products = torch.stack([torch.stack([_inner(one, other) for other in blocks]) for one in blocks])
     earlier, new = products[:-1, :-1], products[:-1, -1]

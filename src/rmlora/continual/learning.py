@@ -109,7 +109,8 @@ def _finish_blocks(run: ContinualRun, stage: Stage, plan: Plan, before: Learnt |
         "magnitudes": tuple(first[f"magnitude_{k}"] for k in range(1, len(widths) + 1)),
         "absorbed": absorbed,
     }
-    learnt, dropped = capture(plan.model, plan.handle, told), ()
+    learnt = capture(plan.model, plan.handle, told)
+    dropped: tuple[str, ...] = ()
     residuals = fit_residuals(learnt)
     if run.config.continual.drop_below is not None:
         learnt, dropped = absorb_explained(learnt, run.config.continual.drop_below)
