@@ -152,3 +152,14 @@ def test_dropped_directions_are_not_saved_and_the_rest_says_the_same(configure: 
     )
     held = load_file(tmp_path / "out" / "predictions.safetensors")
     np.testing.assert_allclose(reloaded_outputs(config, tmp_path / "out"), held["logits"].numpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_without_an_adapter_the_whole_model_is_trained_on_and_on(configure: Configure, tmp_path: Path) -> None:
+    told = {"method": "full", "continual": {"strategy": "sequential"}, "training": {"lr": 1e-3}}
+    seen = watch_stages(configure(**told))
+    assert not seen[0][2].learnt.factors
+    word = "bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(seen[0][2].learnt.rest[word], seen[1][2].learnt.rest[word])
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(model.state_dict()[word], seen[2][2].plan.model.state_dict()[word])
