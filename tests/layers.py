@@ -90,6 +90,8 @@ LAYERS: dict[str, Layer] = {
     "scopes": Layer(("scopes",), ("errors", "ground", "tasks", "train", "heads", "derivative_free")),
     "mixture": Layer(("mixture",), ("errors", "ground", "experts", "tasks", "models", "train")),
     "scopes": Layer(("scopes",), ("errors", "ground", "tasks", "train", "heads", "mixture")),
+    "continual": Layer(("continual",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
+    "scopes": Layer(("scopes",), ("errors", "ground", "tasks", "train", "heads", "continual")),
     "replay": Layer(("replay",), ("errors", "ground", "tasks", "train", "heads", "scopes")),
     "compare": Layer(("compare",), (*LIBRARY, "package", "analysis", "tasks", "models", "train", "heads", "scopes")),
     "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),

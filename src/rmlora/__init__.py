@@ -65,6 +65,7 @@ from rmlora.transforms import (
     PruneEntries,
     ReplaceDirections,
     RetractFactors,
+    ScaleBlocks,
     ShareProjections,
 )
 from rmlora.truncated_export import TruncatedAdapter, export_truncated
@@ -102,6 +103,7 @@ __all__ = [
     "RetractFactors",
     "RmloraError",
     "RmloraWarning",
+    "ScaleBlocks",
     "ShareProjections",
     "Transform",
     "TruncatedAdapter",

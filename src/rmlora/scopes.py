@@ -50,6 +50,10 @@ def run(
         from rmlora.mixture import train_mixture
 
         return train_mixture(config, **told, sources=sources)
+    if config.scope == "continual":
+        from rmlora.continual import train_continual
+
+        return train_continual(config, **told, sources=sources)
     from rmlora.train import train
 
     return train(config, **told, sources=sources)
@@ -77,6 +81,10 @@ def foretell(config: RunConfig, console: Console) -> Described:
         from rmlora.mixture import dry_run_mixture
 
         return dry_run_mixture(config, console)
+    if config.scope == "continual":
+        from rmlora.continual import dry_run_continual
+
+        return dry_run_continual(config, console)
     from rmlora.train import dry_run
 
     return dry_run(config, console)
@@ -100,3 +108,7 @@ def check(config: RunConfig) -> None:
         from rmlora.mixture import complete_mixture
 
         complete_mixture(config)
+    if config.scope == "continual":
+        from rmlora.continual.settings import complete_continual
+
+        complete_continual(config)

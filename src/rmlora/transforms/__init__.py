@@ -20,6 +20,7 @@ from rmlora.transforms.propagate_delta import PropagateDelta, propagate_delta
 from rmlora.transforms.prune_entries import PruneEntries, prune_entries
 from rmlora.transforms.replace_directions import ReplaceDirections, choose_replacements, replace_directions
 from rmlora.transforms.retract_factors import RetractFactors, retract_factors
+from rmlora.transforms.scale_blocks import ScaleBlocks, normalise_direction
 from rmlora.transforms.share_projections import ShareProjections
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "PruneEntries",
     "ReplaceDirections",
     "RetractFactors",
+    "ScaleBlocks",
     "ShareProjections",
     "add_orthogonality",
     "avoid_subspaces",
@@ -58,6 +60,7 @@ __all__ = [
     "mask_directions",
     "mix_directions",
     "multiply_update",
+    "normalise_direction",
     "precondition_factors",
     "propagate_delta",
     "prune_entries",
