@@ -42,6 +42,10 @@ def run(
         from rmlora.heads import train_head
 
         return train_head(config, **told)
+    if config.scope == "federated":
+        from rmlora.federated import train_federated
+
+        return train_federated(config, **told, sources=sources)
     from rmlora.train import train
 
     return train(config, **told, sources=sources)
@@ -61,6 +65,10 @@ def foretell(config: RunConfig, console: Console) -> Described:
         from rmlora.heads import dry_run_head
 
         return dry_run_head(config, console)
+    if config.scope == "federated":
+        from rmlora.federated import dry_run_federated
+
+        return dry_run_federated(config, console)
     from rmlora.train import dry_run
 
     return dry_run(config, console)
@@ -76,3 +84,7 @@ def check(config: RunConfig) -> None:
         from rmlora.heads.settings import complete_head
 
         complete_head(config)
+    if config.scope == "federated":
+        from rmlora.federated.settings import complete_federated
+
+        complete_federated(config)
