@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,8 @@ def sift(
 
 def fault_of(update: Update, expected: Mapping[str, Tensor]) -> str | None:
     """Say why an update cannot be averaged; None if it can."""
+    if not math.isfinite(update.loss):
+        return f"its loss is {update.loss}"
     if update.examples < 1:
         return f"it trained on {update.examples} examples"
     missing = sorted(expected.keys() - update.state.keys())

@@ -65,7 +65,9 @@ def complete_federated(config: RunConfig) -> RunConfig:
     _check_group(config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
-        raise ConfigError(f"scope=federated starts its clients itself, but {processes} processes run: leave torchrun out")
+        raise ConfigError(
+            f"scope=federated starts its clients itself, but {processes} processes run: leave torchrun out"
+        )
     return complete(config)
 
 
@@ -78,7 +80,7 @@ def _check_group(config: RunConfig) -> None:
         raise ConfigError(f"federated.head=b skips the rounds of A, and factors={told.factors} has none; leave it out")
     host, _, port = told.superlink.rpartition(":")
     if not host or not port.isdigit():
-        raise ConfigError(f'federated.superlink="{told.superlink}" is not host:port, as 127.0.0.1:9093')
+        raise ConfigError(f'federated.superlink="{told.superlink}" is not host:port, as 127.0.0.1:8000')
 
 
 def _value(config: RunConfig, name: str) -> object:

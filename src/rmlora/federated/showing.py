@@ -23,7 +23,9 @@ def show_clients(console: Console, site: Site) -> None:
     say(console, f"{len(site.data.train)} examples to train on, {len(site.data.eval)} held out{guess}")
     for line in describe_clients(site):
         say(console, line)
-    say(console, f"{counts.trainable:,} trainable parameters ({counts.share:.2%} of the model); output: {config.output}")
+    say(
+        console, f"{counts.trainable:,} trainable parameters ({counts.share:.2%} of the model); output: {config.output}"
+    )
 
 
 def describe_clients(site: Site) -> list[str]:

@@ -94,7 +94,9 @@ def make_site(config: RunConfig, sources: Sources | None = None) -> Site:
     outputs = len(data.classes) if data.classes is not None else 1
     told, seed = config.federated, config.training.seed
     metric = choose_metric(config.training.metric, config.task, outputs)
-    deal = deal_by_class(data.train.labels, told.clients, told.alpha, seed if told.split_seed is None else told.split_seed)
+    deal = deal_by_class(
+        data.train.labels, told.clients, told.alpha, seed if told.split_seed is None else told.split_seed
+    )
     with torch.random.fork_rng():
         loaded = sources.model(config, data, _seed)
         encoded = encode_parts(config, data, loaded, sources)

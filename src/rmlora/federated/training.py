@@ -119,9 +119,7 @@ def choose_runtime(config: RunConfig) -> RunAll:
     return choose_flower(config.federated.runtime)
 
 
-def _run(
-    site: Site, place: RunFolder, run_all: RunAll, asked: tuple[bool, bool], console: Console
-) -> dict[str, Any]:
+def _run(site: Site, place: RunFolder, run_all: RunAll, asked: tuple[bool, bool], console: Console) -> dict[str, Any]:
     resume, overwrite = asked
     config, begun = site.config, time.monotonic()
     environment = describe_environment(config.model, site.model, site.data.files)

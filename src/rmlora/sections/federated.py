@@ -34,9 +34,12 @@ class FederatedSettings(Section):
     runtime: Literal["local", "simulation", "network"] = Field(
         default="local", description="Where clients run: in this process, or by Flower, simulated or over a network."
     )
+    workers: int | None = Field(
+        default=None, ge=1, description="Clients side by side in a simulation; default: as there are cores."
+    )
     timeout: float = Field(
         default=600.0, gt=0, description="Seconds a round waits for its clients, in simulation and network."
     )
     superlink: str = Field(
-        default="127.0.0.1:9093", description="With runtime=network: where Flower's SuperLink takes runs (host:port)."
+        default="127.0.0.1:8000", description="With runtime=network: where Flower's SuperLink listens (host:port)."
     )

@@ -1,0 +1,72 @@
+"""The ClientApp: what a node of Flower does when the server asks it to train, or who it is."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from rmlora.config_source import parse_yaml, resolve
+from rmlora.errors import StateError
+from rmlora.federated.averaging import Dropped, Update
+from rmlora.federated.exchange import answer, reason_of
+from rmlora.federated.flower.records import Order, pack_reply, unpack_order
+from rmlora.federated.settings import complete_federated
+from rmlora.federated.site import Site, make_site
+from rmlora.run.trainer import quieten
+
+PARTITION = "partition-id"
+"""The entry of a node's configuration that says which client it is; Flower's simulation sets it itself."""
+
+app = ClientApp()
+
+
+@app.query()  # type: ignore[untyped-decorator]
+def who(message: Message, context: Context) -> Message:
+    """Say which client this node is."""
+    client = ConfigRecord({"client": _client_of(context)})
+    return Message(RecordDict({"who": client}), reply_to=message)
+
+
+@app.train()  # type: ignore[untyped-decorator]
+def train(message: Message, context: Context) -> Message:
+    """Train a round, and send what it trained, or why that failed."""
+    return Message(pack_reply(_train(message, context)), reply_to=message)
+
+
+def _train(message: Message, context: Context) -> Update | Dropped:
+    client = _client_of(context)
+    try:
+        order, sent = unpack_order(message.content)
+        if order.client != client:
+            raise StateError(f"this node is client {client}, and was asked for client {order.client}")
+        torch.set_num_threads(order.threads)
+        return answer(_site(order), order.number, client, sent)
+    except Exception as error:
+        return Dropped(client, reason_of(error))
+
+
+def _site(order: Order) -> Site:
+    site, fingerprint = _load(order.config)
+    if fingerprint != order.fingerprint:
+        raise StateError("the model of this client does not begin as the server's: another model, version or data")
+    return site
+
+
+@lru_cache(maxsize=1)
+def _load(config: str) -> tuple[Site, str]:
+    """Load model and examples once for all rounds that this process trains."""
+    restore = quieten()
+    try:
+        site = make_site(complete_federated(resolve(parse_yaml(config, "the server's order"), "the server's order")))
+    finally:
+        restore()
+    return site, site.fingerprint()
+
+
+def _client_of(context: Context) -> int:
+    found: Any = context.node_config.get(PARTITION)
+    return int(found) if isinstance(found, int | str) and str(found).isdigit() else -1
