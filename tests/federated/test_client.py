@@ -121,8 +121,7 @@ def test_local_steps_go_on_over_more_than_one_pass(site: MakeSite) -> None:
 def test_a_client_whose_weights_are_lost_says_so(site: MakeSite) -> None:
     where = site(training={"lr": 1e30})
     with pytest.raises(DivergedError, match=r"no longer a number|loss is nan"):
-        for number in (1, 2, 3, 4):
-            train_client(where, number, 0, where.initial)
+        train_client(where, 1, 0, {})
 
 
 def test_a_client_that_is_none_and_tensors_of_another_model_are_refused(site: MakeSite) -> None:

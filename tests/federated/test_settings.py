@@ -18,7 +18,7 @@ from tests.federated.conftest import Configure
         ({"lora": {"init_lora_weights": "pissa"}}, "init_lora_weights=pissa"),
         ({"federated": {"local_steps": 2, "local_epochs": 2}}, "not both"),
         ({"federated": {"head": "b", "factors": "both"}}, "head=b"),
-        ({"federated": {"superlink": "somewhere"}}, "is not host:port"),
+        ({"federated": {"superlink": "somewhere:"}}, "is neither host:port"),
     ],
 )
 def test_what_would_not_happen_is_refused(configure: Configure, changes: dict, message: str) -> None:

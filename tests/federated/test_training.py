@@ -94,7 +94,7 @@ def test_bytes_are_those_of_the_tensors(configure: Configure, tmp_path: Path) ->
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     A, B = (4 * sum(t.numel() for n, t in saved.items() if f".lora_{side}." in n) for side in "AB")
     head = 4 * parameters["head"]
-    assert A + B == 4 * parameters["adapter"]
+    assert 4 * parameters["adapter"] == A + B
     rows = runs.rows(tmp_path / "out")
     assert [row["bytes_up"] for row in rows] == [B + head, A + head, B + head, A + head]
     assert [row["bytes_down"] for row in rows] == [0, B + head, A + B + head, A + B + head]

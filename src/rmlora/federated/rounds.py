@@ -12,10 +12,10 @@ from rmlora.federated.averaging import Dropped, State, Update, average, averagin
 from rmlora.federated.evaluating import evaluate, write_predictions
 from rmlora.federated.exchange import Exchange
 from rmlora.federated.progress import Progress, read_progress, save_progress
+from rmlora.federated.showing import round_lines
 from rmlora.federated.site import Site
 from rmlora.federated.turns import clients_of_round, parts_before, parts_of_round
 from rmlora.run.folder import RunFolder
-from rmlora.run.progress import epoch_line
 from rmlora.run.record import make_row, refuse_nan
 from rmlora.run.wording import duration
 
@@ -40,7 +40,7 @@ def run_rounds(site: Site, place: RunFolder, exchange: Exchange, tell: Callable[
     first, begun = progress.rounds, time.monotonic()
     for number in range(first + 1, told.rounds + 1):
         progress = _run_round(site, place, exchange, progress, tell)
-        line = epoch_line(progress.rows[-1], site.metric, told.rounds).replace("epoch", "round", 1)
+        line = round_lines(progress.rows[-1], site)[-1]
         left = (time.monotonic() - begun) / (number - first) * (told.rounds - number)
         tell(line + (f"  (about {duration(left)} left)" if number < told.rounds else ""))
     return progress

@@ -78,9 +78,12 @@ def _check_group(config: RunConfig) -> None:
         raise ConfigError("give either federated.local_epochs or federated.local_steps, not both")
     if told.head == "b" and told.factors != "alternate":
         raise ConfigError(f"federated.head=b skips the rounds of A, and factors={told.factors} has none; leave it out")
-    host, _, port = told.superlink.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f'federated.superlink="{told.superlink}" is not host:port, as 127.0.0.1:8000')
+    host, colon, port = told.superlink.rpartition(":")
+    if not told.superlink or (colon and not (host and port.isdigit())):
+        raise ConfigError(
+            f'federated.superlink="{told.superlink}" is neither host:port, as 127.0.0.1:8000, nor a name in Flower\'s '
+            "own configuration"
+        )
 
 
 def _value(config: RunConfig, name: str) -> object:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 
 from rmlora.federated.averaging import num_bytes
 from rmlora.federated.site import Site
 from rmlora.federated.turns import Part, clients_of_round, parts_before, parts_of_round
+from rmlora.run.progress import epoch_line
 from rmlora.run.wording import say
 from rmlora.sections import FederatedSettings
 
@@ -55,3 +57,10 @@ def _sizes(site: Site, parts: Callable[[FederatedSettings, int], frozenset[Part]
         found.append(num_bytes({name: site.initial[name] for name in names}))
     told = [f"{size / 1e6:.2f} MB" for size in dict.fromkeys(found)]
     return " or ".join(told) + " a round"
+
+
+def round_lines(row: dict[str, Any], site: Site) -> list[str]:
+    """Return a line for each client that was dropped in a round, and one for the round."""
+    number = row["epoch"]
+    lines = [f"round {number}: client {one['client']} is dropped: {one['why']}" for one in row["dropped"]]
+    return [*lines, epoch_line(row, site.metric, site.config.federated.rounds).replace("epoch", "round", 1)]

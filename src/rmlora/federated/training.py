@@ -135,7 +135,8 @@ def _run(site: Site, place: RunFolder, run_all: RunAll, asked: tuple[bool, bool]
     write_text(place.environment, json.dumps(environment, indent=2) + "\n")
     if resume:
         say(console, f"Going on after round {done.rounds}." if done.rounds else "Going on from the beginning.")
-    progress = run_all(site, place, lambda line: say(console, line))
+    missing = done.rounds < config.federated.rounds
+    progress = run_all(site, place, lambda line: say(console, line)) if missing else done
     site.write(progress.state)
     files = write_adapter(site, place.path)
     result = summarise(site, place, progress, time.monotonic() - begun, files)

@@ -41,5 +41,6 @@ class FederatedSettings(Section):
         default=600.0, gt=0, description="Seconds a round waits for its clients, in simulation and network."
     )
     superlink: str = Field(
-        default="127.0.0.1:8000", description="With runtime=network: where Flower's SuperLink listens (host:port)."
+        default="127.0.0.1:8000",
+        description="With runtime=network: host:port of Flower's SuperLink, or a connection of Flower's configuration.",
     )
