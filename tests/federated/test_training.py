@@ -100,6 +100,21 @@ def test_bytes_are_those_of_the_tensors(configure: Configure, tmp_path: Path) ->
     assert [row["bytes_down"] for row in rows] == [0, B + head, A + B + head, A + B + head]
 
 
+def test_rows_of_rounds_that_are_not_evaluated_are_summed_up(configure: Configure, tmp_path: Path) -> None:
+    run(configure("each", federated={"rounds": 5}))
+    run(configure("some", federated={"rounds": 5}, training={"evaluate_every": 2}))
+    each, some = runs.rows(tmp_path / "each"), runs.rows(tmp_path / "some")
+    assert [row["epoch"] for row in some] == [2, 4, 5]
+    for row, own in zip(some, (each[:2], each[2:4], each[4:]), strict=True):
+        for name in ("step", "eval_loss", "train_accuracy", "trained", "penalty"):
+            assert row[name] == own[-1][name]
+        for name in ("bytes_up", "bytes_down"):
+            assert row[name] == sum(one[name] for one in own)
+        assert row["averaging_error"] == max(one["averaging_error"] for one in own)
+        assert row["running_loss"] == pytest.approx(sum(one["running_loss"] for one in own) / len(own))
+    assert runs.equal(runs.weights(tmp_path / "each"), runs.weights(tmp_path / "some"))
+
+
 def test_a_share_of_the_clients_trains(configure: Configure, tmp_path: Path) -> None:
     run(configure(federated={"fraction": 0.34, "rounds": 6}))
     chosen = [row["clients"] for row in runs.rows(tmp_path / "out")]
@@ -107,23 +122,23 @@ def test_a_share_of_the_clients_trains(configure: Configure, tmp_path: Path) -> 
     assert len({own[0] for own in chosen}) > 1
 
 
-@pytest.mark.parametrize("factors", ["alternate", "both"])
+@pytest.mark.parametrize("every", [1, 3])
 def test_a_resumed_run_equals_one_never_interrupted(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factors: str
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    told = {"method": "rm-lora", "federated": {"factors": factors, "fraction": 0.67}}
-    told["lora"] = {"lora_dropout": 0.1}
+    told: dict[str, Any] = {"method": "rm-lora", "federated": {"fraction": 0.67}}
+    told |= {"lora": {"lora_dropout": 0.1}, "training": {"evaluate_every": every}}
     train_federated(configure("whole", **told))
     broken = configure("broken", **told)
-    measured = rounds.evaluate
+    mean = rounds.average
 
-    def stop_in_round_3(site: Any, state: Any) -> Any:
-        if len(runs.rows(tmp_path / "broken")) == 2:
+    def stop_in_round_3(updates: Any) -> Any:
+        if (tmp_path / "broken" / "checkpoints" / "round-2.safetensors").exists():
             raise StopError
-        return measured(site, state)
+        return mean(updates)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "evaluate", stop_in_round_3)
+        patch.setattr(rounds, "average", stop_in_round_3)
         with pytest.raises(StopError):
             train_federated(broken)
     assert not (tmp_path / "broken" / "result.json").exists()

@@ -17,18 +17,20 @@ class Progress:
 
     Attributes:
         state: trained tensors that are not as they were at the start.
-        rows: of metrics.jsonl, one per round.
+        rows: of metrics.jsonl, one per round that was evaluated.
         seconds: that each round took.
+        since: what is to be said of the rounds since the last row.
     """
 
     state: State = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    since: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def rounds(self) -> int:
         """How many are finished."""
-        return len(self.rows)
+        return len(self.seconds)
 
 
 def save_progress(place: RunFolder, progress: Progress) -> None:
@@ -37,7 +39,8 @@ def save_progress(place: RunFolder, progress: Progress) -> None:
 
     name = f"round-{progress.rounds}.safetensors"
     write_bytes(place.checkpoints / name, save(progress.state))
-    told = {"round": progress.rounds, "state": name, "rows": progress.rows, "seconds": progress.seconds}
+    told: dict[str, Any] = {"round": progress.rounds, "state": name}
+    told |= {"rows": progress.rows, "seconds": progress.seconds, "since": progress.since}
     write_text(place.progress, json.dumps(told) + "\n")
     place.write_rows(progress.rows)
     for other in place.checkpoints.glob("round-*.safetensors"):
@@ -53,8 +56,9 @@ def read_progress(place: RunFolder) -> Progress:
     try:
         told = json.loads(place.progress.read_text(encoding="utf-8"))
         state = load_file(place.checkpoints / str(told["state"]))
-        rows, seconds = list(told["rows"]), list(told["seconds"])
+        progress = Progress(state, list(told["rows"]), list(told["seconds"]), list(told["since"]))
+        last = progress.rows[-1]["epoch"] if progress.rows else 0
+        is_whole = told["round"] == progress.rounds == last + len(progress.since)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError):
         return Progress()
-    whole = [row.get("epoch") for row in rows] == list(range(1, len(rows) + 1)) and len(rows) == len(seconds)
-    return Progress(state, rows, seconds) if whole and len(rows) == told.get("round") else Progress()
+    return progress if is_whole else Progress()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rmlora.errors import RmloraError
-from rmlora.federated.averaging import Dropped, State, Update, average, averaging_error, num_bytes, shares_of, sift
+from rmlora.federated.averaging import Dropped, State, average, averaging_error, num_bytes, shares_of, sift
 from rmlora.federated.evaluating import evaluate, write_predictions
 from rmlora.federated.exchange import Exchange
 from rmlora.federated.progress import Progress, read_progress, save_progress
@@ -40,7 +40,8 @@ def run_rounds(site: Site, place: RunFolder, exchange: Exchange, tell: Callable[
     first, begun = progress.rounds, time.monotonic()
     for number in range(first + 1, told.rounds + 1):
         progress = _run_round(site, place, exchange, progress, tell)
-        line = round_lines(progress.rows[-1], site)[-1]
+        line = f"round {number}/{told.rounds}  loss {progress.since[-1]['loss']:.4f}" if progress.since else ""
+        line = line or round_lines(progress.rows[-1], site)[-1]
         left = (time.monotonic() - begun) / (number - first) * (told.rounds - number)
         tell(line + (f"  (about {duration(left)} left)" if number < told.rounds else ""))
     return progress
@@ -50,7 +51,24 @@ def _run_round(
     site: Site, place: RunFolder, exchange: Exchange, before: Progress, tell: Callable[[str], None]
 ) -> Progress:
     number, begun = before.rounds + 1, time.monotonic()
-    told = site.config.federated
+    rounds, every = site.config.federated.rounds, site.config.training.evaluate_every
+    state, told = _train(site, exchange, before, tell)
+    since, rows = [*before.since, told], before.rows
+    if number % every == 0 or number == rounds:
+        measured, logits = evaluate(site, state)
+        rows, since = [*rows, _row(site, before, since, measured)], []
+        if number == rounds:
+            write_predictions(site, place, logits)
+    progress = Progress(state, rows, [*before.seconds, round(time.monotonic() - begun, 3)], since)
+    save_progress(place, progress)
+    return progress
+
+
+def _train(
+    site: Site, exchange: Exchange, before: Progress, tell: Callable[[str], None]
+) -> tuple[State, dict[str, Any]]:
+    """Let clients train a round; return the average, and what is to be said of the round."""
+    number, told = before.rounds + 1, site.config.federated
     clients = clients_of_round(told, site.config.training.seed, number)
     whole = site.initial | before.state
     sent = {name: whole[name] for name in site.names(parts_before(told, number))}
@@ -61,34 +79,38 @@ def _run_round(
     if not updates:
         raise RmloraError(_nobody(number, dropped))
     after = before.state | average(updates)
-    measured, logits = evaluate(site, after)
-    row = _row(site, before, updates, dropped, measured)
-    row |= {"bytes_down": num_bytes(sent), "bytes_up": num_bytes(expected)}
-    names = ("averaging_error", "relative_averaging_error")
-    row |= dict(zip(names, averaging_error(whole, updates, whole | after), strict=True))
+    error, relative = averaging_error(whole, updates, whole | after)
+    shares = shares_of(updates)
+    return after, {
+        "trained": sorted(parts_of_round(told, number)),
+        "clients": [update.client for update in updates],
+        "dropped": [{"round": number, "client": one.client, "why": one.why} for one in dropped],
+        "bytes_down": num_bytes(sent),
+        "bytes_up": num_bytes(expected),
+        "averaging_error": error,
+        "relative_averaging_error": relative,
+        "steps": sum(update.steps for update in updates),
+        "loss": sum(share * update.loss for share, update in zip(shares, updates, strict=True)),
+    }
+
+
+def _row(site: Site, before: Progress, rounds: list[dict[str, Any]], measured: dict[str, Any]) -> dict[str, Any]:
+    """Put the rounds since the last row into one; it holds nothing that differs between two runs of the same thing.
+
+    Bytes are summed, the dropped are all there, of the errors the largest counts; `trained` and `clients` are the last
+    round's.
+    """
+    steps = sum(one["steps"] for one in rounds) + (before.rows[-1]["step"] if before.rows else 0)
+    loss = sum(one["loss"] for one in rounds) / len(rounds)
+    found = {name: value for name, value in measured.items() if name.startswith(("train_", "eval_"))}
+    state = SimpleNamespace(epoch=before.rounds + 1, global_step=steps, log_history=[{"loss": loss}])
+    row: dict[str, Any] = make_row(state, found, site.metric)
     refuse_nan(row)
-    if number == told.rounds:
-        write_predictions(site, place, logits)
-    took = round(time.monotonic() - begun, 3)
-    progress = Progress(after, [*before.rows, row], [*before.seconds, took])
-    save_progress(place, progress)
-    return progress
-
-
-def _row(
-    site: Site, before: Progress, updates: list[Update], dropped: list[Dropped], measured: dict[str, Any]
-) -> dict[str, Any]:
-    """Put a round into a row; it holds nothing that differs between two runs of the same thing."""
-    number = before.rounds + 1
-    steps = sum(update.steps for update in updates) + (before.rows[-1]["step"] if before.rows else 0)
-    loss = sum(share * update.loss for update, share in zip(updates, shares_of(updates), strict=True))
-    own = {name: value for name, value in measured.items() if not name.startswith(("train_", "eval_"))}
-    found = {name: value for name, value in measured.items() if name not in own}
-    state = SimpleNamespace(epoch=number, global_step=steps, log_history=[{"loss": loss}])
-    row: dict[str, Any] = make_row(state, found, site.metric) | own
-    row["trained"] = sorted(parts_of_round(site.config.federated, number))
-    row["clients"] = [update.client for update in updates]
-    row["dropped"] = [{"client": one.client, "why": one.why} for one in dropped]
+    row |= {name: value for name, value in measured.items() if name not in found}
+    row |= {name: rounds[-1][name] for name in ("trained", "clients")}
+    row["dropped"] = [one for own in rounds for one in own["dropped"]]
+    row |= {name: sum(own[name] for own in rounds) for name in ("bytes_down", "bytes_up")}
+    row |= {name: max(own[name] for own in rounds) for name in ("averaging_error", "relative_averaging_error")}
     return row
 
 

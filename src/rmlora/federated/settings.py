@@ -23,7 +23,6 @@ ALLOWED: dict[str, tuple[object, ...]] = {
     "training.group_by_length": (False,),
     "training.gradient_checkpointing": (False,),
     "training.num_workers": (0,),
-    "training.evaluate_every": (1,),
     "training.save": ("last",),
     "training.report_to": ([],),
 }

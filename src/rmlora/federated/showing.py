@@ -60,7 +60,6 @@ def _sizes(site: Site, parts: Callable[[FederatedSettings, int], frozenset[Part]
 
 
 def round_lines(row: dict[str, Any], site: Site) -> list[str]:
-    """Return a line for each client that was dropped in a round, and one for the round."""
-    number = row["epoch"]
-    lines = [f"round {number}: client {one['client']} is dropped: {one['why']}" for one in row["dropped"]]
+    """Return a line for each client that was dropped since the last row, and one for the round of this one."""
+    lines = [f"round {one['round']}: client {one['client']} is dropped: {one['why']}" for one in row["dropped"]]
     return [*lines, epoch_line(row, site.metric, site.config.federated.rounds).replace("epoch", "round", 1)]
