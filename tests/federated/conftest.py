@@ -1,11 +1,16 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import rmlora.federated.exchange as exchanging
 from rmlora.config import RunConfig
 from rmlora.config_source import resolve
+from rmlora.federated.averaging import Update
+from rmlora.federated.client import train_client
 from rmlora.federated.settings import complete_federated
 from rmlora.federated.site import Site, make_site
 from tests import runs
@@ -49,3 +54,24 @@ def site(configure: Configure) -> Callable[..., Site]:
         return make_site(complete_federated(configure(**changes)))
 
     return make
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[int, int], str]]:
+    """Faults by (round, client), to be filled in: "dies", "nan", "shape"."""
+    faults: dict[tuple[int, int], str] = {}
+
+    def train(site: Any, number: int, client: int, sent: Any) -> Update:
+        fault = faults.get((number, client))
+        if fault == "dies":
+            raise RuntimeError("the machine\nis gone")
+        update = train_client(site, number, client, sent)
+        name, tensor = next(iter(update.state.items()))
+        if fault == "nan":
+            return replace(update, state=update.state | {name: torch.full_like(tensor, float("nan"))})
+        if fault == "shape":
+            return replace(update, state=update.state | {name: tensor[:1]})
+        return update
+
+    monkeypatch.setattr(exchanging, "train_client", train)
+    return faults

@@ -1,6 +1,4 @@
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +7,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-import rmlora.federated.exchange as exchanging
 import rmlora.federated.rounds as rounds
 from rmlora.errors import ConfigError, RmloraError, StateError
 from rmlora.federated import dry_run_federated, train_federated
-from rmlora.federated.averaging import Update
-from rmlora.federated.client import train_client
 from rmlora.scopes import run
 from tests import runs
 from tests.federated.conftest import Configure
@@ -24,27 +19,6 @@ LEFT = ("adapter_model.safetensors", "metrics.jsonl", "predictions.safetensors")
 
 class StopError(Exception):
     """Ctrl-C, but catchable by this test alone."""
-
-
-@pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[int, int], str]]:
-    """Faults by (round, client), to be filled in: "dies", "nan", "shape"."""
-    faults: dict[tuple[int, int], str] = {}
-
-    def train(site: Any, number: int, client: int, sent: Any) -> Update:
-        fault = faults.get((number, client))
-        if fault == "dies":
-            raise RuntimeError("the machine\nis gone")
-        update = train_client(site, number, client, sent)
-        name, tensor = next(iter(update.state.items()))
-        if fault == "nan":
-            return replace(update, state=update.state | {name: torch.full_like(tensor, float("nan"))})
-        if fault == "shape":
-            return replace(update, state=update.state | {name: tensor[:1]})
-        return update
-
-    monkeypatch.setattr(exchanging, "train_client", train)
-    return faults
 
 
 @pytest.mark.parametrize("factors", ["alternate", "both", "b"])

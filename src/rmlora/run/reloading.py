@@ -63,7 +63,7 @@ def read_run(folder: RunFolder) -> RunConfig:
         raise ConfigError(
             f'the run in "{path}" trained the classification layer alone; its README.md has the code that predicts'
         )
-    if config.scope != "whole":
+    if config.scope not in ("whole", "federated"):  # the latter leaves a plain adapter too
         raise ConfigError(
             f'the run in "{path}" is one of scope={config.scope}; its README.md has the code that predicts'
         )

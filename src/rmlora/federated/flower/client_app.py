@@ -6,8 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 
 from rmlora.config_source import parse_yaml, resolve
 from rmlora.errors import StateError
@@ -21,23 +19,37 @@ from rmlora.run.trainer import quieten
 PARTITION = "partition-id"
 """The entry of a node's configuration that says which client it is; Flower's simulation sets it itself."""
 
-app = ClientApp()
+__all__ = ["app"]  # noqa: F822
 
 
-@app.query()  # type: ignore[untyped-decorator]
-def who(message: Message, context: Context) -> Message:
+def __getattr__(name: str) -> Any:
+    """Make the ClientApp when Flower asks for it: this module is read without Flower, too."""
+    if name != "app":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from flwr.clientapp import ClientApp
+
+    made = ClientApp()
+    made.query()(who)
+    made.train()(train)
+    return made
+
+
+def who(message: Any, context: Any) -> Any:
     """Say which client this node is."""
+    from flwr.app import ConfigRecord, Message, RecordDict
+
     client = ConfigRecord({"client": _client_of(context)})
     return Message(RecordDict({"who": client}), reply_to=message)
 
 
-@app.train()  # type: ignore[untyped-decorator]
-def train(message: Message, context: Context) -> Message:
+def train(message: Any, context: Any) -> Any:
     """Train a round, and send what it trained, or why that failed."""
+    from flwr.app import Message
+
     return Message(pack_reply(_train(message, context)), reply_to=message)
 
 
-def _train(message: Message, context: Context) -> Update | Dropped:
+def _train(message: Any, context: Any) -> Update | Dropped:
     client = _client_of(context)
     try:
         order, sent = unpack_order(message.content)
@@ -67,6 +79,6 @@ def _load(config: str) -> tuple[Site, str]:
     return site, site.fingerprint()
 
 
-def _client_of(context: Context) -> int:
+def _client_of(context: Any) -> int:
     found: Any = context.node_config.get(PARTITION)
     return int(found) if isinstance(found, int | str) and str(found).isdigit() else -1

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rmlora.errors import RmloraError
+from rmlora.errors import ConfigError, RmloraError
 from rmlora.federated.flower.server_app import FOLDER, PLACE, word_of
 from rmlora.federated.progress import Progress, read_progress
 from rmlora.federated.showing import round_lines
@@ -80,7 +80,7 @@ def run_over_network(site: Site, place: RunFolder, tell: Callable[[str], None]) 
             raise
     progress = read_progress(place)
     if progress.rounds < told.rounds:
-        raise RmloraError(f'Flower ended run {run_id} after {progress.rounds} of {told.rounds} rounds; see its log')
+        raise RmloraError(f"Flower ended run {run_id} after {progress.rounds} of {told.rounds} rounds; see its log")
     return progress
 
 
@@ -93,7 +93,9 @@ def _flower(superlink: str) -> Iterator[tuple[list[str], str]]:
     """
     program = shutil.which("flwr", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:
-        raise RmloraError("federated.runtime=network calls the program flwr, which is not on the PATH; activate its venv")
+        raise RmloraError(
+            "federated.runtime=network calls the program flwr, which is not on the PATH; activate its venv"
+        )
     if ":" not in superlink:
         yield [program], superlink
         return
@@ -116,7 +118,7 @@ def _start(flower: list[str], connection: str, place: RunFolder) -> str:
         told = f"{FOLDER}={json.dumps(str(place.path.resolve()))} {PLACE}={json.dumps(str(Path.cwd()))}"
         answer = _call([*flower, "run", app, connection, "--run-config", told, "--format", "json"])
     if not answer.get("success") or "run-id" not in answer:
-        raise RmloraError(f"no SuperLink took the run: {_said(answer)}; start one: flower-superlink --insecure")
+        raise ConfigError(f"no SuperLink took the run: {_said(answer)}; start one: flower-superlink --insecure")
     return str(answer["run-id"])
 
 

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flwr.serverapp import ServerApp
-
 from rmlora.config_source import read_config, resolve
 from rmlora.federated.exchange import reason_of
 from rmlora.federated.flower.grid import GridExchange
@@ -22,10 +20,20 @@ from rmlora.run.trainer import quieten
 FOLDER, PLACE = "folder", "cwd"
 """What `rmlora train` tells it: the run's folder, and where its relative paths begin."""
 
-app = ServerApp()
+__all__ = ["app"]  # noqa: F822
 
 
-@app.main()  # type: ignore[untyped-decorator]
+def __getattr__(name: str) -> Any:
+    """Make the ServerApp when Flower asks for it: this module is read without Flower, too."""
+    if name != "app":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from flwr.serverapp import ServerApp
+
+    made = ServerApp()
+    made.main()(main)
+    return made
+
+
 def main(grid: Any, context: Any) -> None:
     """Run the rounds that are missing, and leave word in the folder how that ended."""
     place = RunFolder(Path(str(context.run_config[FOLDER])))

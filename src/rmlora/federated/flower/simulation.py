@@ -43,7 +43,7 @@ def run_simulated(site: Site, place: RunFolder, tell: Callable[[str], None]) -> 
     ended: list[Progress | BaseException] = []
     server = ServerApp()
 
-    @server.main()  # type: ignore[untyped-decorator]
+    @server.main()  # type: ignore[untyped-decorator,unused-ignore]
     def main(grid: Any, context: Any) -> None:
         try:
             ended.append(run_rounds(site, place, GridExchange(grid, site), tell))
