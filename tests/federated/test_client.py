@@ -6,10 +6,12 @@ import torch
 from rmlora.errors import ConfigError, DivergedError
 from rmlora.federated.averaging import State, average
 from rmlora.federated.client import train_client
-from rmlora.federated.site import Site
+from rmlora.federated.settings import complete_federated
+from rmlora.federated.site import Site, make_site
 from rmlora.federated.turns import client_seed, part_of, parts_before, parts_of_round
 from rmlora.heads.fitting import batch_order
 from rmlora.tasks.encode import pad_texts
+from tests.federated.conftest import Configure
 
 MakeSite = Callable[..., Site]
 SLOW_PATH = {"fast": False, "lr_scheduler": "constant"}
@@ -131,6 +133,12 @@ def test_a_client_that_is_none_and_tensors_of_another_model_are_refused(site: Ma
     name = next(iter(where.initial))
     with pytest.raises(ConfigError, match="which this client's model does not have"):
         train_client(where, 1, 0, {name: torch.zeros(1)})
+
+
+def test_a_client_with_a_file_of_its_own_trains_on_all_of_it(configure: Configure) -> None:
+    own = make_site(complete_federated(configure(federated={"clients": 3})), own=True)
+    assert own.deal == [list(range(40))] * 3
+    assert train_client(own, 1, 2, {}).examples == 40
 
 
 def test_sites_of_one_configuration_have_one_fingerprint(site: MakeSite) -> None:

@@ -180,6 +180,21 @@ def test_a_damaged_progress_starts_from_the_beginning(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "gm-lora", "method_args": {"directions": 9}}, "directions=9 exceeds r=4"),
+        ({"federated": {"clients": 40, "alpha": 0.1}}, "gives no example to client"),
+    ],
+)
+def test_what_no_client_could_do_is_refused_before_anything_is_written(
+    configure: Configure, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(RmloraError, match=message):
+        train_federated(configure(**changes))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_says_who_trains_what_and_writes_nothing(configure: Configure, tmp_path: Path) -> None:
     with (tmp_path / "said").open("w") as file:
         dry_run_federated(configure(), Console(file=file, width=200))

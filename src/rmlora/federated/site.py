@@ -22,6 +22,8 @@ from rmlora.run.choice import choose_method, describe_links
 from rmlora.run.encoding import encode_parts
 from rmlora.run.plan import Described, check_device, count_parameters
 from rmlora.run.sources import Sources
+from rmlora.stacking import stack_pairs
+from rmlora.tasks.data import TaskData
 from rmlora.tasks.metrics import choose_metric
 
 
@@ -76,12 +78,13 @@ class Site(Described):
         return digest.hexdigest()
 
 
-def make_site(config: RunConfig, sources: Sources | None = None) -> Site:
+def make_site(config: RunConfig, sources: Sources | None = None, *, own: bool = False) -> Site:
     """Read the data, deal it to the clients, load the model and adapt it.
 
     Args:
         config: from `complete_federated`.
         sources: where examples and model come from; None reads them from disk.
+        own: the examples are one client's own, all of them, so nothing is dealt.
 
     Raises:
         RmloraError: whatever would stop the run later; nothing has been written.
@@ -92,17 +95,14 @@ def make_site(config: RunConfig, sources: Sources | None = None) -> Site:
     sources = sources or Sources()
     data = sources.data(config)
     outputs = len(data.classes) if data.classes is not None else 1
-    told, seed = config.federated, config.training.seed
     metric = choose_metric(config.training.metric, config.task, outputs)
-    deal = deal_by_class(
-        data.train.labels, told.clients, told.alpha, seed if told.split_seed is None else told.split_seed
-    )
+    deal = [list(range(len(data.train)))] * config.federated.clients if own else _deal(config, data)
     with torch.random.fork_rng():
         loaded = sources.model(config, data, _seed)
         encoded = encode_parts(config, data, loaded, sources)
         model = add_adapter(loaded, config)
     _refuse_running_means(loaded)
-    find_pairs(model)
+    transform.init(stack_pairs(find_pairs(model)))  # refuses what no client could begin
     counts = count_parameters(model, loaded.heads)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     model = model.to(device or "cpu")
@@ -120,6 +120,12 @@ def make_site(config: RunConfig, sources: Sources | None = None) -> Site:
         deal=deal,
         initial={name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad},
     )
+
+
+def _deal(config: RunConfig, data: TaskData) -> list[list[int]]:
+    told = config.federated
+    seed = config.training.seed if told.split_seed is None else told.split_seed
+    return deal_by_class(data.train.labels, told.clients, told.alpha, seed)
 
 
 def _refuse_running_means(loaded: Loaded) -> None:

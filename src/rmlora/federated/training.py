@@ -110,13 +110,13 @@ def choose_runtime(config: RunConfig) -> RunAll:
     """Return what runs the rounds where the configuration says.
 
     Raises:
-        ConfigError: Flower, or what it needs, is not installed.
+        ConfigError: Flower, or what it needs, is not installed or not running.
     """
     if config.federated.runtime == "local":
         return lambda site, place, tell: run_rounds(site, place, exchange_here(site), tell)
     from rmlora.federated.flower import choose_flower
 
-    return choose_flower(config.federated.runtime)
+    return choose_flower(config.federated)
 
 
 def _run(site: Site, place: RunFolder, run_all: RunAll, asked: tuple[bool, bool], console: Console) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from rmlora.federated.settings import complete_federated
 from rmlora.federated.site import Site, make_site
 from rmlora.run.trainer import quieten
 
-PARTITION = "partition-id"
-"""The entry of a node's configuration that says which client it is; Flower's simulation sets it itself."""
+PARTITION, EXAMPLES = "partition-id", "examples"
+"""Entries of a node's configuration: which client it is (Flower's simulation says so itself), and `examples="own"`
+where its training file is its own and holds nobody else's."""
 
 __all__ = ["app"]  # noqa: F822
 
@@ -56,24 +57,25 @@ def _train(message: Any, context: Any) -> Update | Dropped:
         if order.client != client:
             raise StateError(f"this node is client {client}, and was asked for client {order.client}")
         torch.set_num_threads(order.threads)
-        return answer(_site(order), order.number, client, sent)
+        return answer(_site(order, context.node_config.get(EXAMPLES) == "own"), order.number, client, sent)
     except Exception as error:
         return Dropped(client, reason_of(error))
 
 
-def _site(order: Order) -> Site:
-    site, fingerprint = _load(order.config)
+def _site(order: Order, own: bool) -> Site:
+    site, fingerprint = _load(order.config, own)
     if fingerprint != order.fingerprint:
         raise StateError("the model of this client does not begin as the server's: another model, version or data")
     return site
 
 
 @lru_cache(maxsize=1)
-def _load(config: str) -> tuple[Site, str]:
+def _load(config: str, own: bool) -> tuple[Site, str]:
     """Load model and examples once for all rounds that this process trains."""
     restore = quieten()
     try:
-        site = make_site(complete_federated(resolve(parse_yaml(config, "the server's order"), "the server's order")))
+        where = "the server's order"
+        site = make_site(complete_federated(resolve(parse_yaml(config, where), where)), own=own)
     finally:
         restore()
     return site, site.fingerprint()
