@@ -49,14 +49,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
     silent = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_HOME": str(tmp_path / "home")}
     root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join((str(root / "src"), os.environ.get("PYTHONPATH", "")))
+    programs = Path(sys.executable).parent
+    path = {
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": f"{root / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
 
     def begin(program: str, *words: str) -> subprocess.Popen[bytes]:
         with (tmp_path / f"{program}-{len(started)}.log").open("wb") as log:
-            told = {"env": os.environ | silent | {"PYTHONPATH": path}, "stdout": log, "stderr": log}
-            process = subprocess.Popen(
-                [str(Path(sys.executable).parent / program), "--insecure", *words], start_new_session=True, **told
-            )
+            told = {"env": os.environ | silent | path, "stdout": log, "stderr": log}
+            process = subprocess.Popen([str(programs / program), "--insecure", *words], start_new_session=True, **told)
         started.append(process)
         return process
 
