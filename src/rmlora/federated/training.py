@@ -22,7 +22,7 @@ from rmlora.federated.site import Site, make_site
 from rmlora.files import write_text
 from rmlora.run.card import write_card
 from rmlora.run.curves import plot_curves
-from rmlora.run.environment import continue_environment, describe_environment
+from rmlora.run.environment import continue_environment, describe_environment, package_version
 from rmlora.run.faults import explained
 from rmlora.run.folder import RunFolder, check_folder, open_folder
 from rmlora.run.lock import held, refuse_held
@@ -123,6 +123,8 @@ def _run(site: Site, place: RunFolder, run_all: RunAll, asked: tuple[bool, bool]
     resume, overwrite = asked
     config, begun = site.config, time.monotonic()
     environment = describe_environment(config.model, site.model, site.data.files)
+    if config.federated.runtime != "local":
+        environment["versions"] |= {name: package_version(name) for name in ("flwr", "ray")}
     done = read_progress(place) if resume else Progress()
     if resume and place.environment.is_file():
         before = json.loads(place.environment.read_text(encoding="utf-8"))
