@@ -22,7 +22,7 @@ LONG_FUNCTIONS = {
 }
 BANNED_WORDS = ("util", "helper", "manager")
 PRINTS = ("cli", "analysis.present", "demo")
-SEEDS = ("train", "heads", "mixture", "demo", "bench", "cli")
+SEEDS = ("train", "heads", "mixture", "federated", "demo", "bench", "cli")
 GLOBAL_SEEDS = ("torch.manual_seed", "torch.cuda.manual_seed_all", "torch.seed", "set_seed", "seed_everything")
 PRIVATE_GENERATORS = ("random.Random", "np.random.default_rng", "np.random.Generator")
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "cloudpickle", "marshal"}

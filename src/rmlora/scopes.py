@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from rmlora.config import RunConfig
+from rmlora.config import RunConfig, Scope
 from rmlora.run.plan import Described
 from rmlora.run.sources import Sources
+
+
+class Room(NamedTuple):
+    """Who does what for a scope.
+
+    Attributes:
+        train: runs a configuration into its output folder.
+        dry_run: says what that would do.
+        complete: fills in what is left open, and refuses what contradicts itself.
+    """
+
+    train: Callable[..., dict[str, Any]]
+    dry_run: Callable[[RunConfig, Console], Described]
+    complete: Callable[[RunConfig], RunConfig]
 
 
 def run(
@@ -37,26 +52,8 @@ def run(
     Raises:
         RmloraError: whatever is wrong.
     """
-    told: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "console": console}
-    if config.scope == "head":
-        from rmlora.heads import train_head
-
-        return train_head(config, **told)
-    if config.scope == "derivative-free":
-        from rmlora.derivative_free import train_search
-
-        return train_search(config, **told, sources=sources)
-    if config.scope == "mixture":
-        from rmlora.mixture import train_mixture
-
-        return train_mixture(config, **told, sources=sources)
-    if config.scope == "continual":
-        from rmlora.continual import train_continual
-
-        return train_continual(config, **told, sources=sources)
-    from rmlora.train import train
-
-    return train(config, **told, sources=sources)
+    kept = {} if config.scope == "head" else {"sources": sources}  # features have a cache of their own
+    return _room(config.scope).train(config, resume=resume, overwrite=overwrite, console=console, **kept)
 
 
 def foretell(config: RunConfig, console: Console) -> Described:
@@ -69,25 +66,7 @@ def foretell(config: RunConfig, console: Console) -> Described:
     Raises:
         RmloraError: as `run`.
     """
-    if config.scope == "head":
-        from rmlora.heads import dry_run_head
-
-        return dry_run_head(config, console)
-    if config.scope == "derivative-free":
-        from rmlora.derivative_free import foretell_search
-
-        return foretell_search(config, console)
-    if config.scope == "mixture":
-        from rmlora.mixture import dry_run_mixture
-
-        return dry_run_mixture(config, console)
-    if config.scope == "continual":
-        from rmlora.continual import dry_run_continual
-
-        return dry_run_continual(config, console)
-    from rmlora.train import dry_run
-
-    return dry_run(config, console)
+    return _room(config.scope).dry_run(config, console)
 
 
 def check(config: RunConfig) -> None:
@@ -96,19 +75,37 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: they do.
     """
-    if config.scope == "head":
+    if config.scope != "whole":  # whose settings every configuration is checked for
+        _room(config.scope).complete(config)
+
+
+def _room(scope: Scope) -> Room:
+    """Import a scope's room, and no other."""
+    if scope == "head":
+        from rmlora.heads import dry_run_head, train_head
         from rmlora.heads.settings import complete_head
 
-        complete_head(config)
-    if config.scope == "derivative-free":
-        from rmlora.derivative_free.settings import complete_search
+        return Room(train_head, dry_run_head, complete_head)
+    if scope == "mixture":
+        from rmlora.mixture import complete_mixture, dry_run_mixture, train_mixture
 
-        complete_search(config)
-    if config.scope == "mixture":
-        from rmlora.mixture import complete_mixture
-
-        complete_mixture(config)
-    if config.scope == "continual":
+        return Room(train_mixture, dry_run_mixture, complete_mixture)
+    if scope == "continual":
+        from rmlora.continual import dry_run_continual, train_continual
         from rmlora.continual.settings import complete_continual
 
-        complete_continual(config)
+        return Room(train_continual, dry_run_continual, complete_continual)
+    if scope == "federated":
+        from rmlora.federated import dry_run_federated, train_federated
+        from rmlora.federated.settings import complete_federated
+
+        return Room(train_federated, dry_run_federated, complete_federated)
+    if scope == "derivative-free":
+        from rmlora.derivative_free import dry_run_search, train_search
+        from rmlora.derivative_free.settings import complete_search
+
+        return Room(train_search, dry_run_search, complete_search)
+    from rmlora.run.choice import complete
+    from rmlora.train import dry_run, train
+
+    return Room(train, dry_run, complete)

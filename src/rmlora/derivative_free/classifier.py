@@ -53,16 +53,14 @@ def fit_classifier(layer: nn.Linear, features: Tensor, labels: Tensor, strength:
     layer.bias.copy_(torch.from_numpy(bias))
 
 
-def _ridge(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _ridge(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import Ridge
 
     found = Ridge(alpha=1 / strength).fit(x, y)
     return found.coef_[None], np.array([found.intercept_])
 
 
-def _logistic(  # type: ignore[type-arg]
-    x: np.ndarray, y: np.ndarray, strength: float, outputs: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _logistic(x: np.ndarray, y: np.ndarray, strength: float, outputs: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
     if len(set(y.tolist())) < 2:

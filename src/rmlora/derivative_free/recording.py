@@ -66,7 +66,8 @@ class Recorder:
 
     def measure(self) -> Row:
         """Measure the model as it is on every part: losses and metrics."""
-        task, measured = self.subject.plan.config.task, {}
+        task = self.subject.plan.config.task
+        measured: Row = {}
         for part in self.subject.parts:
             if part == "train":
                 continue

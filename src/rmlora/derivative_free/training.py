@@ -86,7 +86,7 @@ def train_search(
         restore()
 
 
-def foretell_search(config: RunConfig, console: Console) -> Plan:
+def dry_run_search(config: RunConfig, console: Console) -> Plan:
     """Say what `train_search` would do, having read the data and built the model; write nothing.
 
     Args:

@@ -88,7 +88,8 @@ def _refuse(record: Record, output: Path | None, trusted: bool) -> None:
 def _train(config: RunConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Train what was trained; trackers are left out, for they are told of the run already."""
     training = config.training.model_copy(update={"report_to": []})
-    config = config.model_copy(update={"output": str(folder), "training": training})
+    federated = config.federated.model_copy(update={"runtime": "local"})  # the same numbers without Flower
+    config = config.model_copy(update={"output": str(folder), "training": training, "federated": federated})
     return run(config, console=console)
 
 

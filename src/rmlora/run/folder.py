@@ -18,6 +18,7 @@ from rmlora.files import check_writable, write_text
 # Settings that may differ between a run and its continuation without changing what is computed.
 _FREE = {"output", "training.report_to", "training.keep_checkpoints", "training.num_workers"}
 _FREE |= {"evaluation.ensemble", "evaluation.average", "evaluation.chunk"}
+_FREE |= {"federated.runtime", "federated.workers", "federated.timeout", "federated.superlink"}
 
 _UNFINISHED = (".weights-", ".adapter-", ".rmlora-")
 

@@ -64,7 +64,7 @@ def read_run(folder: RunFolder) -> RunConfig:
         raise ConfigError(
             f'the run in "{path}" trained the classification layer alone; its README.md has the code that predicts'
         )
-    if config.scope not in ("whole", "mixture"):
+    if config.scope not in ("whole", "mixture", "federated", "derivative-free"):
         raise ConfigError(
             f'the run in "{path}" is one of scope={config.scope}; its README.md has the code that predicts'
         )

@@ -1,0 +1,6 @@
+#!/bin/sh
+# From a folder with all-MiniLM-L6-v2 and data/banking77; the rows are copied beside this file.
+set -e
+here=$(cd "$(dirname "$0")" && pwd)
+OMP_NUM_THREADS=1 python -m rmlora compare "$here/study.yaml" --workers 1 --threads 1
+cp studies/federated/rows.jsonl studies/federated/chosen.json studies/federated/environment.json "$here"
