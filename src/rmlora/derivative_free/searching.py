@@ -78,7 +78,7 @@ def search(
         >>> def far(factors):
         ...     A, B = factors["h.0.q"]
         ...     return float((B @ A - 0.1).square().sum())
-        >>> found = search(far, {"h.0.q": ((1, 4), (4, 1))}, dimension=8, evaluations=400, spread=1.0)
+        >>> found = search(far, {"h.0.q": ((1, 4), (4, 1))}, dimension=16, evaluations=401, spread=0.3)
         >>> found.loss < far({"h.0.q": (torch.zeros(1, 4), torch.zeros(4, 1))}) / 2
         True
 
