@@ -32,14 +32,12 @@ from rmlora.continual.settings import complete_continual
 from rmlora.continual.showing import show_continual_header, show_continual_plan, show_continual_result, stage_line
 from rmlora.errors import StateError
 from rmlora.files import write_bytes, write_text
+from rmlora.run.alone import run_alone
 from rmlora.run.card import write_card
 from rmlora.run.environment import continue_environment, describe_environment
-from rmlora.run.faults import explained
-from rmlora.run.folder import RunFolder, check_folder, open_folder
-from rmlora.run.lock import held, refuse_held
+from rmlora.run.folder import RunFolder, open_folder
 from rmlora.run.predictions import kept_reliability
 from rmlora.run.record import Row
-from rmlora.run.show import show_finished
 from rmlora.run.sources import Sources
 from rmlora.run.trainer import quieten
 from rmlora.run.wording import say
@@ -90,29 +88,24 @@ def train_continual(
     Raises:
         RmloraError: something in the configuration, data, model or folder is wrong, or training diverged.
     """
-    console = console or Console(quiet=True)
-    restore = quieten()
-    try:
-        config = complete_continual(config)
-        place = RunFolder(Path(str(config.output)))
-        if check_folder(place, config, resume, overwrite):
-            return show_finished(place, console)
-        refuse_held(place)
+
+    def ready(config: RunConfig, console: Console) -> ContinualRun:
         run = prepare(config, sources)
         show_continual_header(console, run)
-        environment = describe_environment(config.model, run.first.model, run.data.files)
-        with held(place), explained(place.path, config.training):
-            if place.config.is_file() and check_folder(place, config, resume, overwrite):  # by another, meanwhile
-                return show_finished(place, console)
-            progress = _read_progress(place) if resume else Progress()
-            if resume:
-                step = progress.rows[-1]["step"] if progress.rows else 0
-                environment = _continued(place, environment, step)
-                say(console, f"Going on behind task {len(progress.rows)} of {len(run.stages)}.")
-            open_folder(place, None, overwrite)
-            return _run(run, place, environment, progress, console)
-    finally:
-        restore()
+        return run
+
+    def work(run: ContinualRun, place: RunFolder, console: Console) -> dict[str, Any]:
+        environment = describe_environment(run.config.model, run.first.model, run.data.files)
+        progress = _read_progress(place) if resume else Progress()
+        if resume:
+            step = progress.rows[-1]["step"] if progress.rows else 0
+            environment = _continued(place, environment, step)
+            say(console, f"Going on behind task {len(progress.rows)} of {len(run.stages)}.")
+        open_folder(place, None, overwrite)
+        return _run(run, place, environment, progress, console)
+
+    told: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "console": console}
+    return run_alone(config, complete_continual, ready, work, **told)
 
 
 def dry_run_continual(config: RunConfig, console: Console) -> ContinualRun:

@@ -20,17 +20,16 @@ from rmlora.derivative_free.settings import complete_search
 from rmlora.derivative_free.subject import Subject, make_subject
 from rmlora.errors import RmloraWarning, StateError
 from rmlora.files import write_bytes, write_text
+from rmlora.run.alone import run_alone
 from rmlora.run.card import write_card
 from rmlora.run.curves import plot_curves
 from rmlora.run.environment import continue_environment, describe_environment
-from rmlora.run.faults import explained
-from rmlora.run.folder import RunFolder, check_folder, open_folder
+from rmlora.run.folder import RunFolder, open_folder
 from rmlora.run.inference import count_inference
-from rmlora.run.lock import held, refuse_held
 from rmlora.run.plan import Plan, make_plan
 from rmlora.run.predictions import kept_reliability
 from rmlora.run.record import Row, best_row
-from rmlora.run.show import show_finished, show_header, show_plan, show_result
+from rmlora.run.show import show_header, show_plan, show_result
 from rmlora.run.sources import Sources
 from rmlora.run.trainer import quieten
 from rmlora.run.weights import save_weights
@@ -67,23 +66,18 @@ def train_search(
     Raises:
         RmloraError: something in the configuration, data, model or folder is wrong, or pycma is not installed.
     """
-    console = console or Console(quiet=True)
-    restore = quieten()
-    try:
-        config = complete_search(config)
-        import_cma()
-        folder = RunFolder(Path(str(config.output)))
-        if check_folder(folder, config, resume, overwrite):
-            return show_finished(folder, console)
-        refuse_held(folder)
+    import_cma()
+
+    def prepare(config: RunConfig, console: Console) -> Plan:
         plan = _plan(config, sources)
         show_header(console, plan)
-        with held(folder), explained(folder.path, config.training):
-            if check_folder(folder, config, resume, overwrite):
-                return show_finished(folder, console)
-            return _run(plan, folder, resume, overwrite, console)
-    finally:
-        restore()
+        return plan
+
+    def work(plan: Plan, folder: RunFolder, console: Console) -> dict[str, Any]:
+        return _run(plan, folder, resume, overwrite, console)
+
+    told: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "console": console}
+    return run_alone(config, complete_search, prepare, work, **told)
 
 
 def dry_run_search(config: RunConfig, console: Console) -> Plan:

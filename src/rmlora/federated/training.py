@@ -20,14 +20,13 @@ from rmlora.federated.settings import complete_federated
 from rmlora.federated.showing import describe_clients, show_clients
 from rmlora.federated.site import Site, make_site
 from rmlora.files import write_text
+from rmlora.run.alone import run_alone
 from rmlora.run.card import write_card
 from rmlora.run.curves import plot_curves
 from rmlora.run.environment import continue_environment, describe_environment, package_version
-from rmlora.run.faults import explained
-from rmlora.run.folder import RunFolder, check_folder, open_folder
-from rmlora.run.lock import held, refuse_held
+from rmlora.run.folder import RunFolder, open_folder
 from rmlora.run.plan import Described
-from rmlora.run.show import show_finished, show_plan, show_result
+from rmlora.run.show import show_plan, show_result
 from rmlora.run.sources import Sources
 from rmlora.run.trainer import quieten
 from rmlora.run.wording import say
@@ -62,23 +61,18 @@ def train_federated(
         RmloraError: something in the configuration, data, model or folder is wrong, Flower is missing, or a round has
             no client left.
     """
-    console = console or Console(quiet=True)
-    restore = quieten()
-    try:
-        config = complete_federated(config)
-        place = RunFolder(Path(str(config.output)))
-        if check_folder(place, config, resume, overwrite):
-            return show_finished(place, console)
-        refuse_held(place)
+
+    def prepare(config: RunConfig, console: Console) -> tuple[Site, RunAll]:
         run_all = choose_runtime(config)
         site = make_site(config, sources)
         show_clients(console, site)
-        with held(place), explained(place.path, config.training):
-            if place.config.is_file() and check_folder(place, config, resume, overwrite):  # by another, meanwhile
-                return show_finished(place, console)
-            return _run(site, place, run_all, (resume, overwrite), console)
-    finally:
-        restore()
+        return site, run_all
+
+    def work(run: tuple[Site, RunAll], place: RunFolder, console: Console) -> dict[str, Any]:
+        return _run(run[0], place, run[1], (resume, overwrite), console)
+
+    told: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "console": console}
+    return run_alone(config, complete_federated, prepare, work, **told)
 
 
 def dry_run_federated(config: RunConfig, console: Console) -> Described:

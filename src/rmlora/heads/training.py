@@ -24,18 +24,17 @@ from rmlora.heads.measures import measure_update
 from rmlora.heads.outcome import HEAD, describe_run, summarise, write_adapter, write_head, write_predictions
 from rmlora.heads.plan import HeadRun, foresee, prepare
 from rmlora.heads.settings import complete_head
+from rmlora.run.alone import run_alone
 from rmlora.run.card import write_card
 from rmlora.run.curves import plot_curves
 from rmlora.run.environment import continue_environment
-from rmlora.run.faults import explained
-from rmlora.run.folder import RunFolder, check_folder, open_folder
-from rmlora.run.lock import held, refuse_held
+from rmlora.run.folder import RunFolder, open_folder
 from rmlora.run.masked_updates import MaskedUpdates
 from rmlora.run.plan import Described
 from rmlora.run.predictions import kept_reliability
 from rmlora.run.progress import epoch_line
 from rmlora.run.record import Row, make_row, refuse_nan
-from rmlora.run.show import show_finished, show_header, show_plan, show_result
+from rmlora.run.show import show_header, show_plan, show_result
 from rmlora.run.trainer import quieten
 from rmlora.run.wording import say
 from rmlora.tasks.calibration import measure_calibration
@@ -71,27 +70,23 @@ def train_head(
     Raises:
         RmloraError: something in the configuration, data, model or folder is wrong, or training diverged.
     """
-    console = console or Console(quiet=True)
-    restore = quieten()
-    try:
-        config = complete_head(config if folder is None else config.model_copy(update={"output": str(folder)}))
-        place = RunFolder(Path(str(config.output)))
-        if check_folder(place, config, resume, overwrite):
-            return show_finished(place, console)
-        refuse_held(place)
+
+    def ready(config: RunConfig, console: Console) -> HeadRun:
         run = prepare(config, lambda text: say(console, text))
         show_header(console, run)
+        return run
+
+    def work(run: HeadRun, place: RunFolder, console: Console) -> dict[str, Any]:
         environment = describe_run(run.config, run.data)
-        with held(place), explained(place.path, config.training):
-            if place.config.is_file() and check_folder(place, config, resume, overwrite):  # by another, meanwhile
-                return show_finished(place, console)
-            if resume:
-                _refuse_changes(place, environment)
-                say(console, "Going on from the beginning: a run of the layer alone keeps no checkpoint.")
-            open_folder(place, None, overwrite)
-            return _run(run, place, environment, console)
-    finally:
-        restore()
+        if resume:
+            _refuse_changes(place, environment)
+            say(console, "Going on from the beginning: a run of the layer alone keeps no checkpoint.")
+        open_folder(place, None, overwrite)
+        return _run(run, place, environment, console)
+
+    given = config if folder is None else config.model_copy(update={"output": str(folder)})
+    told: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "console": console}
+    return run_alone(given, complete_head, ready, work, **told)
 
 
 def dry_run_head(config: RunConfig, console: Console) -> Described:

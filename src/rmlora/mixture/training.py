@@ -18,18 +18,17 @@ from rmlora.mixture.plan import MixtureRun, prepare
 from rmlora.mixture.recording import RecordGates
 from rmlora.mixture.selection import choose_expert, read_selection
 from rmlora.mixture.settings import complete_mixture
+from rmlora.run.alone import run_alone
 from rmlora.run.card import write_card
 from rmlora.run.checkpoints import KeepLatest
 from rmlora.run.curves import plot_curves
 from rmlora.run.divergence import StopAtNan
-from rmlora.run.faults import explained
-from rmlora.run.folder import RunFolder, check_folder, checkpoint_step, open_folder
-from rmlora.run.lock import held, refuse_held
+from rmlora.run.folder import RunFolder, checkpoint_step, open_folder
 from rmlora.run.plan import Plan
 from rmlora.run.predictions import kept_reliability
 from rmlora.run.progress import ShowProgress
 from rmlora.run.record import RecordEpochs, SkipEvaluations
-from rmlora.run.show import show_finished, show_header, show_plan, show_result
+from rmlora.run.show import show_header, show_plan, show_result
 from rmlora.run.sources import Sources
 from rmlora.run.trainer import make_trainer, quieten
 from rmlora.run.wording import say
@@ -61,23 +60,18 @@ def train_mixture(
     Raises:
         RmloraError: something in the configuration, an expert, data, model or folder is wrong, or training diverged.
     """
-    console = console or Console(quiet=True)
-    restore = quieten()
-    try:
-        config = complete_mixture(config)
-        place = RunFolder(Path(str(config.output)))
-        if check_folder(place, config, resume, overwrite):
-            return show_finished(place, console)
-        refuse_held(place)
-        sources = sources or Sources()
-        run = prepare(config, sources)
+    kept = sources or Sources()
+
+    def ready(config: RunConfig, console: Console) -> MixtureRun:
+        run = prepare(config, kept)
         show_header(console, run.plan)
-        with held(place), explained(place.path, config.training):
-            if check_folder(place, config, resume, overwrite):  # by another process, meanwhile
-                return show_finished(place, console)
-            return _run(run, sources, place, resume, overwrite, console)
-    finally:
-        restore()
+        return run
+
+    def work(run: MixtureRun, place: RunFolder, console: Console) -> dict[str, Any]:
+        return _run(run, kept, place, resume, overwrite, console)
+
+    told: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "console": console}
+    return run_alone(config, complete_mixture, ready, work, **told)
 
 
 def dry_run_mixture(config: RunConfig, console: Console) -> Plan:
