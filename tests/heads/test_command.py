@@ -117,7 +117,7 @@ def test_data_that_changed_since_the_run_began_are_not_gone_on_with(
     ("words", "message"),
     [
         (["head.frozn=zero"], 'did you mean "head.frozen"?'),
-        (["scope=heads"], "should be 'whole' or 'head', got 'heads'"),
+        (["scope=heads"], "'derivative-free', got 'heads'"),
         (["task=causal-lm"], "scope=head needs a task with one label per example"),
         (["method=adalora"], "method adalora has none: choose another"),
         (["method=rm-lora", "directions=3"], "directions=3 exceeds r=2"),

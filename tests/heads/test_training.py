@@ -168,5 +168,5 @@ def test_too_many_directions_leave_nothing_behind(configure: Configure, tmp_path
 def test_the_whole_model_run_sends_head_runs_elsewhere(configure: Configure, tmp_path: Path) -> None:
     from rmlora.train import train
 
-    with pytest.raises(ConfigError, match="train_head"):
+    with pytest.raises(ConfigError, match=r"call rmlora\.scopes\.run"):
         train(configure(output=str(tmp_path / "out")))
