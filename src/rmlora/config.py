@@ -13,7 +13,7 @@ Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_mat
 class Section(BaseModel):
     """A group of settings in which a name that does not exist is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
