@@ -74,6 +74,7 @@ def test_json_is_a_config_too(tmp_path: Path) -> None:
         ({"model": "m", "lr": 0.1}, r'unknown setting "lr" \(did you mean "training.lr"\?\)'),
         ({}, r'"model" is missing'),
         ({"model": "m", "training": {"lr": -1}}, r'"training.lr": .*greater than 0, got -1'),
+        ({"model": "m", "training": {"warmup_steps": float("inf")}}, r'"training.warmup_steps": .*finite number'),
         ({"model": "m", "training": {"lr": "fast"}}, r'"training.lr": .*number.*"?fast'),
         ({"model": "m", "training": {"epochs": 0, "lr": -1}}, r"and 1 more"),
         ({"model": "m", "task": "translation"}, r'"task": .*text-classification'),

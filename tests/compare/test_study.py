@@ -67,6 +67,8 @@ def test_a_method_may_stand_under_two_labels_where_its_rates_differ() -> None:
         ({"methods": [{"name": "rm-lora", "args": {"weight": -1}}]}, "weight"),
         ({"methods": [{"name": "lora", "arg": {}}]}, r'"methods.0.arg" \(did you mean "args"\?\)'),
         ({"seed": [1]}, r'unknown setting "seed" \(did you mean "seeds"\?\)'),
+        ({"1[": None}, r'unknown setting "1\['),
+        ({"training": {"epochs[": 1}}, r'unknown setting "training.epochs\[" \(did you mean "epochs"'),
         ({"training": {"epoch": 1}}, r'"training.epoch" \(did you mean "epochs"\?\)'),
         ({"training": {"lr": 1e-3}}, '"lr" differs between the cells of a study; give learning_rates'),
         ({"training": {"seed": 1}}, "give seeds="),

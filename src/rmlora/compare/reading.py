@@ -134,7 +134,7 @@ def _describe(error: ValidationError) -> str:
     # Of the ways in which a setting may be given, the one that was followed furthest is the one that was meant.
     tried = [p for p in problems if p["loc"][:1] == first["loc"][:1] and _is_branch(p["loc"][1:2])]
     first = max(tried, key=lambda p: len(p["loc"])) if _is_branch(first["loc"][1:2]) else first
-    parts = [str(part) for part in first["loc"] if not _is_branch([part])]
+    parts = _named(first["loc"], is_own=first["type"] == "extra_forbidden")
     name, rest = ".".join(parts), len({tuple(p["loc"][:1] if p in tried else p["loc"][:2]) for p in problems}) - 1
     if first["type"] == "extra_forbidden":
         text = f'unknown setting "{name}"{nearest(parts[-1], list(_names_beside(parts[:-1])))}'
@@ -148,6 +148,12 @@ def _describe(error: ValidationError) -> str:
         said = said.replace("valid dictionary", "group of settings")
         text = f'"{name}": {said}, got {first["input"]!r}{nearest(str(first["input"]), known)}'
     return text + (f" (and {rest} more)" if rest else "")
+
+
+def _named(place: Sequence[int | str], is_own: bool) -> list[str]:
+    """The names of a place in pydantic's report: without types, though a name that a user made up may look like one."""
+    last = len(place) - 1
+    return [str(part) for i, part in enumerate(place) if i == 0 or (is_own and i == last) or not _is_branch([part])]
 
 
 def _is_branch(parts: Sequence[int | str]) -> bool:
