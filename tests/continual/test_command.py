@@ -172,6 +172,7 @@ def test_a_study_compares_strategies_and_variants(
         "learning_rates": [1e-2],
         "continual": {"tasks": 2},
         "training": {"epochs": 1, "batch_size": 8, "train_eval_examples": 0},
+        "keep_weights": "none",
         "output": str(tmp_path / "study"),
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(told))
@@ -180,6 +181,7 @@ def test_a_study_compares_strategies_and_variants(
     assert set(rows) == {"SD-LoRA", "SD-LoRA-RR", "RM, on and on"}
     for row in rows.values():
         assert len(row["last"]["task_accuracy"]) == 2
+        assert (tmp_path / "study" / row["folder"] / "matrix.png").is_file()
     assert rows["SD-LoRA"]["parameters"]["inference_adapter"] > rows["SD-LoRA-RR"]["parameters"]["inference_adapter"]
     capsys.readouterr()
     assert runs.call("report", tmp_path / "study") == 0
