@@ -48,9 +48,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for label, own in sorted(arms.items(), key=lambda arm: -fmean(r["last"]["average_accuracy"] for r in arm[1])):
         cells = [spread([r["last"][name] for r in own]) for name in COLUMNS.values()]
         kept = fmean(r["parameters"]["inference_adapter"] for r in own)
-        print(
-            f"| {label} | {' | '.join(cells)} | {kept:,.0f} | {', '.join(str(s) for s in sorted(r['seed'] for r in own))} |"
-        )
+        seeds = ", ".join(map(str, sorted(row["seed"] for row in own)))
+        print(f"| {label} | {' | '.join(cells)} | {kept:,.0f} | {seeds} |")
 
 
 def spread(values: list[float | None]) -> str:
