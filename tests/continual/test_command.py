@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(configure: Configure, tmp_path: P
     straight, out = tmp_path / "straight", tmp_path / "out"
     code, changes = killing.run(["train", file, f"output={straight}"], straight)
     assert code == 0
-    for change in (changes // 4, changes // 2, changes - 8):
+    for change in (changes // 3, changes // 3, 5):  # what is left grows less with each
         assert killing.run(["train", file, "--resume"], out, killing.Moment(change, 0.0))[0] < 0
         assert not (out / "result.json").exists()
     assert killing.run(["train", file, "--resume"], out)[0] == 0
