@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(configure: Configure, tmp_path: P
     straight, out = tmp_path / "straight", tmp_path / "out"
     code, changes = killing.run(["train", file, f"output={straight}"], straight)
     assert code == 0
-    for change in (changes // 4, changes // 2, changes - 8):
+    for change in (changes // 3, changes // 3, 5):  # what is left grows less with each
         assert killing.run(["train", file, "--resume"], out, killing.Moment(change, 0.0))[0] < 0
         assert not (out / "result.json").exists()
     assert killing.run(["train", file, "--resume"], out)[0] == 0
@@ -172,6 +172,7 @@ def test_a_study_compares_strategies_and_variants(
         "learning_rates": [1e-2],
         "continual": {"tasks": 2},
         "training": {"epochs": 1, "batch_size": 8, "train_eval_examples": 0},
+        "keep_weights": "none",
         "output": str(tmp_path / "study"),
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(told))
@@ -180,6 +181,7 @@ def test_a_study_compares_strategies_and_variants(
     assert set(rows) == {"SD-LoRA", "SD-LoRA-RR", "RM, on and on"}
     for row in rows.values():
         assert len(row["last"]["task_accuracy"]) == 2
+        assert (tmp_path / "study" / row["folder"] / "matrix.png").is_file()
     assert rows["SD-LoRA"]["parameters"]["inference_adapter"] > rows["SD-LoRA-RR"]["parameters"]["inference_adapter"]
     capsys.readouterr()
     assert runs.call("report", tmp_path / "study") == 0

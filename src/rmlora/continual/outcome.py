@@ -17,8 +17,6 @@ from rmlora.run.plan import Counts
 from rmlora.run.record import Row, refuse_nan
 from rmlora.run.weights import save_weights
 
-MATRIX, HEAT_MAP = "matrix.json", "matrix.png"
-
 
 def stage_row(stage: Stage, done: Learned, matrix: Matrix, within: Sequence[float], step: int) -> Row:
     """Put a stage into a row; it holds nothing that differs between two runs of the same thing.
@@ -117,7 +115,7 @@ def summarise(
         **{name: last[name] for name in ("average_accuracy", "anytime_accuracy", "forgetting")},
         "steps": last["step"],
         "seconds": round(seconds, 1),
-        "files": [*files, MATRIX, HEAT_MAP],
+        "files": list(files),
     }
 
 
@@ -137,6 +135,6 @@ def describe_tasks(run: ContinualRun, matrix: Matrix, result: Mapping[str, Any])
         when = matrix[min(number, len(matrix)) - 1][number - 1]
         lines.append(f"| {number} | {told} | {when:.4f} | {matrix[-1][number - 1]:.4f} |")
     lost = "" if result["forgetting"] is None else f", forgetting {result['forgetting']:.4f}"
-    lines += ["", f"Average accuracy {result['average_accuracy']:.4f}{lost}. `{MATRIX}` has every number between."]
+    lines += ["", f"Average accuracy {result['average_accuracy']:.4f}{lost}. `matrix.json` has every number between."]
     how = "at once" if len(matrix) == 1 else "one after the other, each without the examples of the others"
     return f"## Tasks\n\nThe tasks were learned {how}.\n\n" + "\n".join(lines) + "\n"

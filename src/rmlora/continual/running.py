@@ -18,8 +18,6 @@ from rmlora.continual.learning import Learned, learn_stage
 from rmlora.continual.learnt import read_learnt, write_learnt
 from rmlora.continual.matrix import Matrix, accuracies_of, within_tasks
 from rmlora.continual.outcome import (
-    HEAT_MAP,
-    MATRIX,
     count_last,
     describe_tasks,
     parameters_of,
@@ -137,11 +135,11 @@ def _run(
     rows, matrix = progress.rows, progress.matrix
     assert run.data.classes is not None
     names = [[run.data.classes.names[c] for c in task] for task in run.tasks]
-    write_text(place.path / MATRIX, json.dumps({"tasks": names, "accuracy": matrix}, indent=2) + "\n")
+    write_text(place.matrix, json.dumps({"tasks": names, "accuracy": matrix}, indent=2) + "\n")
     result = summarise(run, rows, progress.parameters, progress.seconds, progress.files) | kept_reliability(place)
     strategy = run.config.continual.strategy
     title = f"{strategy} ({run.config.method}) on {'/'.join(Path(run.config.model).parts[-2:])}"
-    plot_matrix(place.path / HEAT_MAP, matrix, title)
+    plot_matrix(place.heat_map, matrix, title)
     plot_stages(place.curves, rows, title)
     card = write_card(run, result, environment["versions"], usage="")
     write_text(place.card, card + "\n" + describe_tasks(run, matrix, result))

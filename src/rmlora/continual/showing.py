@@ -93,7 +93,7 @@ def _next_steps(run: ContinualRun, folder: RunFolder) -> Sequence[str]:
     own = [name for name in OF_SD_LORA if getattr(settings, name) != fields[name].default]  # no meaning there
     words += [f"continual.{name}={json.dumps(fields[name].default)}" for name in own]
     return [
-        f"Look at the accuracy matrix: {folder.path / 'matrix.png'} (averages: {folder.curves})",
+        f"Look at the accuracy matrix: {folder.heat_map} (averages: {folder.curves})",
         f"Compare with {other}: rmlora train {' '.join(map(quote, words))}",
     ]
 

@@ -79,6 +79,16 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def matrix(self) -> Path:
+        """Accuracy on each task after learning each task; of continual runs only."""
+        return self.path / "matrix.json"
+
+    @property
+    def heat_map(self) -> Path:
+        """Its picture."""
+        return self.path / "matrix.png"
+
+    @property
     def card(self) -> Path:
         """The model card."""
         return self.path / "README.md"
@@ -213,6 +223,8 @@ def _clear(folder: RunFolder) -> None:
         folder.environment,
         folder.metrics,
         folder.curves,
+        folder.matrix,
+        folder.heat_map,
         folder.card,
         folder.answers,
         folder.generated,
