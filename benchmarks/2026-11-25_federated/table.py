@@ -7,34 +7,38 @@ import statistics
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+ORDER = ("RoLoRA: B and A by turns", "FedAvg of A and B", "B alone", "RoLoRA with RM-LoRA")
+COLUMNS = ("", "seeds", "accuracy, %", "by seed", "minus RoLoRA", "eval loss", "worst relative error", "MB sent")
 
 
 def main() -> None:
     """Print the table."""
     rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    finals = [row for row in rows if row["kind"] == "final"]
-    labels = list(dict.fromkeys(row["label"] for row in sorted(finals, key=lambda row: row["label"])))
-    seeds = sorted({row["seed"] for row in finals})
-    of = {(row["label"], row["seed"]): row for row in finals}
-    accuracy = {key: 100 * row["last"]["eval_accuracy"] for key, row in of.items()}
-    first = next(label for label in labels if label.startswith("RoLoRA:"))
-    columns = ("", "accuracy, %", "by seed", "minus RoLoRA, paired", "eval loss", "worst relative error", "MB sent")
-    print(f"| {' | '.join(columns)} |")
-    print("|---|--:|--:|--:|--:|--:|--:|")
-    for label in labels:
-        own = [accuracy[label, seed] for seed in seeds]
-        paired = [accuracy[label, seed] - accuracy[first, seed] for seed in seeds]
-        loss = statistics.mean(of[label, seed]["last"]["eval_loss"] for seed in seeds)
-        error = max(of[label, seed]["last"]["relative_averaging_error"] for seed in seeds)
-        sent = of[label, seeds[0]]["last"]["bytes_up"] / 1e6
-        difference = "" if label == first else f"{spread(paired)} ({sum(d > 0 for d in paired)} of {len(paired)} up)"
-        by_seed = ", ".join(f"{value:.1f}" for value in own)
-        print(f"| {label} | {spread(own)} | {by_seed} | {difference} | {loss:.3f} | {error:.1e} | {sent:.2f} |")
+    of = {label: {row["seed"]: row["last"] for row in rows if row["label"] == label} for label in ORDER}
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for label in ORDER:
+        own, first = of[label], of[ORDER[0]]
+        seeds = sorted(own)
+        accuracy = [100 * own[seed]["eval_accuracy"] for seed in seeds]
+        paired = [100 * (own[seed]["eval_accuracy"] - first[seed]["eval_accuracy"]) for seed in seeds]
+        cells = (
+            label,
+            ", ".join(map(str, seeds)),
+            spread(accuracy, ""),
+            ", ".join(f"{value:.1f}" for value in accuracy),
+            "" if own is first else spread(paired, "+"),
+            f"{statistics.mean(own[seed]['eval_loss'] for seed in seeds):.3f}",
+            f"{max(own[seed]['relative_averaging_error'] for seed in seeds):.1e}",
+            f"{own[seeds[0]]['bytes_up'] / 1e6:.2f}",
+        )
+        print(f"| {' | '.join(cells)} |")
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.mean(values):+.1f} +- {statistics.stdev(values):.1f}".lstrip("+")
+def spread(values: list[float], sign: str) -> str:
+    """Mean, and standard deviation where there is one."""
+    deviation = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.1f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int) -> None:
-    for _ in range(300):
+    for _ in range(600):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
@@ -113,6 +113,8 @@ def test_over_a_network_nodes_that_are_missing_or_killed_are_dropped_and_the_oth
         )
         for i, own in enumerate(ports)
     ]
+    for own in ports:
+        wait_for(own)
 
     def kill_after_the_first_round() -> None:
         metrics = tmp_path / "networked" / "metrics.jsonl"
@@ -121,7 +123,7 @@ def test_over_a_network_nodes_that_are_missing_or_killed_are_dropped_and_the_oth
         end(nodes[1])
 
     threading.Thread(target=kill_after_the_first_round, daemon=True).start()
-    told["federated"] |= {"runtime": "network", "superlink": f"127.0.0.1:{port}", "timeout": 100}
+    told["federated"] |= {"runtime": "network", "superlink": f"127.0.0.1:{port}", "timeout": 150}
     train_federated(configure("networked", **told))
     local, networked = (runs.rows(tmp_path / name) for name in ("local", "networked"))
     assert [row["clients"] for row in networked] == [[0, 1], [0]]

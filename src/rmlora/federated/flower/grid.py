@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from rmlora.config_source import dump
+from rmlora.errors import RmloraError
 from rmlora.federated.averaging import Dropped, State, Update
 from rmlora.federated.flower.records import Order, pack_order, unpack_reply
 from rmlora.federated.site import Site
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.2
 _WHO_SECONDS = 60.0
 
 
@@ -23,10 +24,12 @@ class GridExchange:
     Args:
         grid: as Flower gives it to a ServerApp.
         site: the server's.
+        stopped: asked, while it waits, whether to wait no longer.
     """
 
-    def __init__(self, grid: Any, site: Site) -> None:
+    def __init__(self, grid: Any, site: Site, stopped: Callable[[], bool] = lambda: False) -> None:
         self.grid = grid
+        self.stopped = stopped
         self.site = site
         self.fingerprint = site.fingerprint()
         self.timeout = site.config.federated.timeout
@@ -79,8 +82,17 @@ class GridExchange:
         """Send messages; return the replies by node."""
         if not messages:
             return {}
-        replies = self.grid.send_and_receive(messages, timeout=seconds)
-        return {reply.metadata.src_node_id: reply for reply in replies}
+        waiting, begun = set(self.grid.push_messages(messages)), time.monotonic()
+        replies: dict[int, Any] = {}
+        while waiting and time.monotonic() - begun < seconds and not self.stopped():
+            found = list(self.grid.pull_messages(waiting))
+            replies |= {reply.metadata.src_node_id: reply for reply in found}
+            waiting -= {reply.metadata.reply_to_message_id for reply in found}
+            if waiting:
+                time.sleep(_POLL_SECONDS)
+        if self.stopped():
+            raise RmloraError("interrupted while waiting for clients")
+        return replies
 
     @staticmethod
     def _read(client: int, reply: Any) -> Update | Dropped:

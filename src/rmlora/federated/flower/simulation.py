@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 import torch
 
 from rmlora.errors import ConfigError, RmloraError
+from rmlora.federated.exchange import reason_of
 from rmlora.federated.progress import Progress
 from rmlora.federated.rounds import run_rounds
 from rmlora.federated.site import Site
@@ -41,22 +44,32 @@ def run_simulated(site: Site, place: RunFolder, tell: Callable[[str], None]) -> 
             "which gives the same numbers"
         )
     ended: list[Progress | BaseException] = []
+    stop = Event()
     server = ServerApp()
 
     @server.main()  # type: ignore[untyped-decorator,unused-ignore]
     def main(grid: Any, context: Any) -> None:
         try:
-            ended.append(run_rounds(site, place, GridExchange(grid, site), tell))
+            ended.append(run_rounds(site, place, GridExchange(grid, site, stop.is_set), tell))
         except BaseException as error:  # raised below, where somebody can read it
             ended.append(error)
 
-    with _quiet():
-        run_simulation(server, app, site.config.federated.clients, backend_config=_resources(site))
+    with _quiet(), _set_at_interrupt(stop):
+        try:
+            run_simulation(server, app, site.config.federated.clients, backend_config=_resources(site))
+        except RuntimeError as error:  # Flower's, for whatever happened below it
+            raise RmloraError(f"Flower's simulation engine failed: {_root(error)}; runtime=local needs none") from error
     if not ended:
-        raise RmloraError("Flower's simulation engine ended before its server did; try runtime=local")
+        raise RmloraError("Flower's simulation engine ended before its server did; runtime=local needs none")
     if isinstance(ended[0], BaseException):
         raise ended[0]
     return ended[0]
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return reason_of(error)
 
 
 def _resources(site: Site) -> Any:
@@ -66,6 +79,7 @@ def _resources(site: Site) -> Any:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "init_args": {
+            "address": "local",  # a cluster that runs on this machine is somebody else's
             "num_cpus": workers * threads,
             "include_dashboard": False,
             "log_to_driver": False,
@@ -85,3 +99,23 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def _set_at_interrupt(stop: Event) -> Iterator[None]:
+    """Let Ctrl-C end the server's thread too: the engine waits for it before it lets the interrupt through."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: Any) -> None:
+        stop.set()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
