@@ -173,6 +173,7 @@ def test_no_seeds_is_refused(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_one_seed_claims_nothing(tmp_path):
     _, text = run(tmp_path / "results", seeds=1)
     assert "One seed has no interval" in text
@@ -180,6 +181,7 @@ def test_one_seed_claims_nothing(tmp_path):
     assert "nan" not in text
 
 
+@pytest.mark.slow
 def test_the_callers_random_state_and_threads_are_kept(tmp_path):
     threads = torch.get_num_threads()
     torch.manual_seed(11)

@@ -83,6 +83,7 @@ def changes(place: Path, folder: Path, command: Command) -> int:
     return killing.run(command(place, output), output)[1]
 
 
+@pytest.mark.slow
 def test_killed_while_saving_and_again_while_going_on_a_run_ends_at_the_same_bits(place: Path, tmp_path: Path) -> None:
     moments = (killing.Moment(30, 0.001), killing.Moment(25, 0.0))
     assert kill_and_go_on(place, tmp_path, training, same_run, iter(moments)) == 2

@@ -76,6 +76,7 @@ def test_without_a_floor_there_is_no_excess(place: Path) -> None:
     assert rows[-1]["batch_used"]["pixel_values"] == [2, 1, 8, 8]
 
 
+@pytest.mark.slow
 def test_a_profile_has_a_row_for_every_operator(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert runs.call("bench", *QUICK, "--model", "model", "--contenders", "floor,rmlora", "--profile") == 0
     rows = rows_of(place / "bench.jsonl")

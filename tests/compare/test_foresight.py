@@ -41,7 +41,7 @@ def method(name: str, **args: Any) -> dict[str, Any]:
         ({"lora": {"scale": 1, "lora_alpha": 3}}, "lora_alpha is 3: give one of them"),
         ({"ranks": [0]}, '"ranks.0": .*greater than or equal to 1, got 0'),
         ({"seeds": [-1]}, '"seeds.0": .*greater than or equal to 0, got -1'),
-        ({"learning_rates": [float("nan")]}, "training.lr"),
+        ({"learning_rates": [float("nan")]}, "learning_rates.0.*finite"),
         ({"training": {"metric": "spearman"}}, "training.metric is spearman, but text-classification has accuracy, f1"),
     ],
 )

@@ -45,6 +45,7 @@ def test_killed_at_random_moments_a_study_leaves_the_rows_of_one_never_interrupt
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_the_process_that_started_it(bert: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "out"
     slow = {"epochs": 500, "batch_size": 2, "save_every_epoch": False}

@@ -158,6 +158,7 @@ def test_a_rate_that_diverges_is_not_chosen_and_is_not_tried_again(told: Told, m
     assert run(study)[0] == rows
 
 
+@pytest.mark.slow
 def test_a_group_whose_selection_failed_waits_because_its_budget_was_not_spent(
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_run_stopped_between_tasks_goes_on_to_the_same_bits(
     assert "is finished; nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_stopped_behind_the_last_task_only_writes_what_is_missing(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

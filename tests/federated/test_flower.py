@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -90,6 +91,20 @@ def wait_for(port: int) -> None:
     raise AssertionError(f"nobody listens on port {port}")
 
 
+def network(start: Start, count: int) -> tuple[int, list[Any]]:
+    """A SuperLink and so many SuperNodes of this machine: its port, and the nodes' processes."""
+    port, ports = free_port(), [free_port() for _ in range(count)]
+    start("flower-superlink", "--port", str(port), "--disable-runtime-dependency-installation")
+    wait_for(port)
+    nodes = []
+    for i, own in enumerate(ports):
+        where = ("--superlink", f"127.0.0.1:{port}", "--port", str(own))
+        nodes.append(start("flower-supernode", *where, "--node-config", f"partition-id={i}"))
+    for own in ports:
+        wait_for(own)
+    return port, nodes
+
+
 @pytest.mark.slow
 def test_over_a_network_nodes_that_are_missing_or_killed_are_dropped_and_the_others_send_the_same_bits(
     configure: Configure, tmp_path: Path, faulty: dict[tuple[int, int], str], start: Start
@@ -98,23 +113,7 @@ def test_over_a_network_nodes_that_are_missing_or_killed_are_dropped_and_the_oth
     faulty.update({(1, 2): "dies", (2, 1): "dies", (2, 2): "dies"})
     told = {"method": "rm-lora", "federated": {"rounds": 2}}
     train_federated(configure("local", **told))
-    port, ports = free_port(), [free_port(), free_port()]
-    start("flower-superlink", "--port", str(port), "--disable-runtime-dependency-installation")
-    wait_for(port)
-    nodes = [
-        start(
-            "flower-supernode",
-            "--superlink",
-            f"127.0.0.1:{port}",
-            "--port",
-            str(own),
-            "--node-config",
-            f"partition-id={i}",
-        )
-        for i, own in enumerate(ports)
-    ]
-    for own in ports:
-        wait_for(own)
+    port, nodes = network(start, 2)
 
     def kill_after_the_first_round() -> None:
         metrics = tmp_path / "networked" / "metrics.jsonl"

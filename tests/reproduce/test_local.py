@@ -24,6 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_figure_1_runs_on_what_is_there_and_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = local.localise(PRESETS["figure1"], "encoder", "data")
     study = preset.studies[0]
