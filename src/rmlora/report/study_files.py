@@ -133,6 +133,8 @@ def read_study(folder: str | Path) -> StudyFiles:
         missing = [name for name in _NEEDED if row.get(name) is None]
         if missing or not _is_number(row["seed"]):
             files.note(f"A row of rows.jsonl has no {', '.join(missing) or 'whole seed'}: left out.")
+        elif not isinstance(row["metric"], str) or not isinstance(row.get("lr"), int | float | None):
+            files.note("A row of rows.jsonl has a metric that is no name, or an lr that is no number: left out.")
         else:
             files.rows.append(_complete(row, files))
     for failure in sorted(path.glob("cells/*/failed.json")):
