@@ -130,3 +130,11 @@ def test_no_folder_no_baseline_no_place_to_write(study: Path, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(RmloraError, match="is a file, not a folder"):
         write_report(study, output=tmp_path / "file" / "report")
+
+
+@pytest.mark.parametrize(("name", "value"), [("metric", [2]), ("lr", []), ("lr", "fast")])
+def test_a_row_whose_metric_or_rate_is_of_another_kind_is_left_out(study: Path, name: str, value: object) -> None:
+    path = study / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({**rows[0], name: value}, *rows[1:])))
+    assert "a metric that is no name, or an lr that is no number: left out." in told(study)
