@@ -265,3 +265,16 @@ def section_names() -> list[str]:
         ['answers', 'continual', 'data', 'derivative_free']
     """
     return sorted({name.split(".")[0] for name in setting_names() if "." in name})
+
+
+def read_setting(config: RunConfig, name: str) -> Any:
+    """Return the value of a setting by its dotted name.
+
+    Example:
+        >>> read_setting(RunConfig(model="m"), "training.epochs")
+        3
+    """
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from rmlora.compare.contenders import Contender, contenders, selects
+from rmlora.compare.contenders import SYSTEMS, Contender, contenders, selects
 from rmlora.compare.study import Study, TaskEntry
 from rmlora.config import RunConfig
 from rmlora.config_source import resolve
@@ -21,7 +21,7 @@ Kind = Literal["select", "final"]
 CAME_LATER = (("data", "train_per_class", None), ("training", "evaluate_every", 1))
 """Settings left out of a cell's hash at these values, so that cells finished before they existed keep their ids."""
 
-LATER_GROUPS = ("evaluation", "mixture", "continual", "federated", "derivative_free")
+LATER_GROUPS = ("evaluation", *SYSTEMS)
 """The same for groups of settings, left out where they hold nothing but defaults."""
 
 

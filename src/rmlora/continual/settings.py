@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rmlora.config import RunConfig
+from rmlora.config import RunConfig, read_setting
 from rmlora.errors import ConfigError
 from rmlora.methods import Method
 from rmlora.run.choice import choose_method, complete
@@ -106,8 +106,6 @@ def _check_sequential(config: RunConfig, method: Method) -> None:
 
 def _refuse(config: RunConfig, refused: dict[str, tuple[object, str]], where: str) -> None:
     for name, (only, reason) in refused.items():
-        value: object = config
-        for part in name.split("."):
-            value = getattr(value, part)
+        value = read_setting(config, name)
         if value != only:
             raise ConfigError(f"{where} has no {name}={value}: {reason}; leave it out")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from rmlora.config import RunConfig
+from rmlora.config import RunConfig, read_setting
 from rmlora.errors import ConfigError
 from rmlora.run.choice import complete
 
@@ -49,7 +47,7 @@ def complete_search(config: RunConfig) -> RunConfig:
             "for any other loss call rmlora.derivative_free.search"
         )
     for name, values in ALLOWED.items():
-        found = _value(config, name)
+        found = read_setting(config, name)
         if not any(found == value and type(found) is type(value) for value in values):
             allowed = " or ".join(map(str, values))
             raise ConfigError(f"scope=derivative-free computes no gradients and has no {name}={found}; give {allowed}")
@@ -62,10 +60,3 @@ def complete_search(config: RunConfig) -> RunConfig:
     if config.training.lr is None:
         config = config.model_copy(update={"training": config.training.model_copy(update={"lr": SIGMA})})
     return complete(config)
-
-
-def _value(config: RunConfig, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rmlora.config import RunConfig
+from rmlora.config import RunConfig, read_setting
 from rmlora.errors import ConfigError
 from rmlora.run.choice import choose_method, complete
 
@@ -57,7 +57,7 @@ def complete_federated(config: RunConfig) -> RunConfig:
             "scope=federated counts rounds: give federated.rounds and federated.local_epochs instead of training.epochs"
         )
     for name, values in ALLOWED.items():
-        found = _value(config, name)
+        found = read_setting(config, name)
         if not any(found == value and type(found) is type(value) for value in values):
             allowed = " or ".join(map(str, values))
             raise ConfigError(f"scope=federated has no {name}={found}: clients train in fp32 by AdamW; give {allowed}")
@@ -83,10 +83,3 @@ def _check_group(config: RunConfig) -> None:
             f'federated.superlink="{told.superlink}" is neither host:port, as 127.0.0.1:8000, nor a name in Flower\'s '
             "own configuration"
         )
-
-
-def _value(config: RunConfig, name: str) -> object:
-    value: object = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

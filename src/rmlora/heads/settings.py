@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rmlora.config import RunConfig, setting_names
+from rmlora.config import RunConfig, read_setting
 from rmlora.errors import ConfigError
 from rmlora.run.choice import choose_method, complete
 
@@ -52,7 +52,7 @@ def complete_head(config: RunConfig) -> RunConfig:
     if needs:
         raise ConfigError(f"scope=head cannot give method {config.method} {', '.join(needs)}; use scope=whole")
     for name, values in ALLOWED.items():
-        found = _value(config, name)
+        found = read_setting(config, name)
         if not any(found == value and type(found) is type(value) for value in values):
             allowed = " or ".join(map(str, values))
             raise ConfigError(
@@ -61,11 +61,3 @@ def complete_head(config: RunConfig) -> RunConfig:
     if config.training.lr is None:
         config = config.model_copy(update={"training": config.training.model_copy(update={"lr": DEFAULT_LR})})
     return complete(config)
-
-
-def _value(config: RunConfig, name: str) -> object:
-    assert name in setting_names()
-    value: object = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rmlora.config import RunConfig, setting_names
+from rmlora.config import RunConfig, read_setting
 from rmlora.errors import ConfigError
 from rmlora.run.choice import complete
 
@@ -54,7 +54,7 @@ def complete_mixture(config: RunConfig) -> RunConfig:
         raise ConfigError(f"scope=mixture needs one of {', '.join(TASKS)}, not {config.task}")
     _check_experts(config)
     for name, value in ALLOWED.items():
-        found = _value(config, name)
+        found = read_setting(config, name)
         if found != value:
             raise ConfigError(f"scope=mixture has no {name}={found}: the experts bring their own; leave it out")
     done = complete(config)
@@ -75,11 +75,3 @@ def _check_experts(config: RunConfig) -> None:
     twice = next((experts[i] for i, place in enumerate(places) if place in places[:i]), None)
     if twice is not None:
         raise ConfigError(f'mixture.experts has "{twice}" twice; give each adapter once')
-
-
-def _value(config: RunConfig, name: str) -> object:
-    assert name in setting_names()
-    value: object = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
