@@ -12,7 +12,10 @@ from rmlora.compare.statistics import Interval, holm, pair_by_seed, paired_p_val
 
 HERE = Path(__file__).resolve().parent
 TIER1, STRENGTH, ABLATIONS = "tier1-methods", "tier1-strength", "tier1-ablations"
-FEW_SHOT = ("banking77-16", "rte-256")
+FEW_SHOT = ("banking77-4", "banking77-16", "banking77-32", "rte-256", "cola-1000")
+SIZES = {"banking77-4": 4, "banking77-16": 16, "banking77-32": 32}  # examples of each class
+CURVES_ALONE = ("banking77-4", "banking77-32")  # no core of their own
+KINDS = ("core", "curve", "wide", "others", "decay")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,21 @@ def find_arm(side: Side) -> Arm | None:
     return next((arm for arm in arms if side.r is None or arm.setting.r == side.r), None)
 
 
+def few_shot_blocks(task: str) -> list[str]:
+    """The blocks of a task that have been run."""
+    blocks = [f"tier2-{task}-{kind}" for kind in KINDS]
+    return [block for block in blocks if (HERE / "rows" / block / "rows.jsonl").is_file()]
+
+
+def few_shot_arms(task: str) -> list[Arm]:
+    """All arms of a task; where R is not 8 the label says so, for r is otherwise alike."""
+    arms = [arm for block in few_shot_blocks(task) for arm in read_arms(block)]
+    return [
+        arm if arm.setting.r in (8, None) else Arm(f"{arm.label}, R = {arm.setting.r}", arm.setting, arm.runs)
+        for arm in arms
+    ]
+
+
 def contrasts() -> Iterator[Contrast]:
     """All that was asked, in the order of the page."""
     for r in (8, 16, 32, 64):
@@ -89,20 +107,33 @@ def contrasts() -> Iterator[Contrast]:
         ):
             yield Contrast(question, f"classification layer, R = {r}", Side(TIER1, first, r), Side(TIER1, second, r))
     for task in FEW_SHOT:
-        core, wide = f"tier2-{task}-core", f"tier2-{task}-wide"
-        for question, first, second in (
-            ("Does the penalty help?", "R-LoRA", "LoRA"),
-            ("Does the mask help?", "GM-LoRA", "LoRA"),
-            ("Do both together?", "RM-LoRA", "LoRA"),
-            ("Is the mask more than a smaller learning rate?", "GM-LoRA", "LoRA, rate x 0.71"),
-            ("Does the authors' frozen head matter?", "RM-LoRA, frozen head", "RM-LoRA"),
-        ):
-            yield Contrast(question, f"{task}, R = 8", Side(core, first, 8), Side(core, second, 8))
-        many = Side(wide, "RM-LoRA, 8 kept", 64)
-        asked = "Is R = 64 with 8 kept better?"
-        yield Contrast(asked, f"{task}, than RM-LoRA R = 8", many, Side(core, "RM-LoRA", 8))
-        yield Contrast(asked, f"{task}, than LoRA R = 8", many, Side(core, "LoRA", 8))
-        yield Contrast(asked, f"{task}, than LoRA R = 64", many, Side(wide, "LoRA", 64))
+        yield from _few_shot_contrasts(task)
+
+
+def _few_shot_contrasts(task: str) -> Iterator[Contrast]:
+    core, wide = f"tier2-{task}-{'curve' if task in CURVES_ALONE else 'core'}", f"tier2-{task}-wide"
+    others, decay = f"tier2-{task}-others", f"tier2-{task}-decay"
+    for question, first, second in (
+        ("Does the penalty help?", Side(core, "R-LoRA", 8), "LoRA"),
+        ("Does the mask help?", Side(core, "GM-LoRA", 8), "LoRA"),
+        ("Do both together?", Side(core, "RM-LoRA", 8), "LoRA"),
+        ("Is the mask more than a smaller learning rate?", Side(core, "GM-LoRA", 8), "LoRA, rate x 0.71"),
+        ("Does the authors' frozen head matter?", Side(core, "RM-LoRA, frozen head", 8), "RM-LoRA"),
+        ("Is it more than weight decay?", Side(core, "RM-LoRA", 8), None),
+        ("Is another method better than LoRA?", Side(others, "LoRA Dropout", 8), "LoRA"),
+        ("Is another method better than LoRA?", Side(others, "SoRA", 8), "LoRA"),
+        ("Is another method better than LoRA?", Side(others, "AdaLoRA", 8), "LoRA"),
+        ("Is another method better than LoRA?", Side(others, "PoLAR", 8), "LoRA"),
+        ("Do the authors' or the strict rules differ?", Side(others, "RM-LoRA authors", 8), "RM-LoRA"),
+        ("Do the authors' or the strict rules differ?", Side(others, "RM-LoRA strict", 8), "RM-LoRA"),
+    ):
+        against = Side(decay, "LoRA, weight decay 0.1", 8) if second is None else Side(core, second, 8)
+        yield Contrast(question, f"{task}, R = 8", first, against)
+    many = Side(wide, "RM-LoRA, 8 kept", 64)
+    asked = "Is R = 64 with 8 kept better?"
+    yield Contrast(asked, f"{task}, than RM-LoRA R = 8", many, Side(core, "RM-LoRA", 8))
+    yield Contrast(asked, f"{task}, than LoRA R = 8", many, Side(core, "LoRA", 8))
+    yield Contrast(asked, f"{task}, than LoRA R = 64", many, Side(wide, "LoRA", 64))
 
 
 def find_all() -> list[Finding]:

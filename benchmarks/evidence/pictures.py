@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from contrasts import FEW_SHOT, HERE, STRENGTH, TIER1, read_arms
+from contrasts import FEW_SHOT, HERE, SIZES, STRENGTH, TIER1, few_shot_arms, read_arms
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -18,6 +19,7 @@ from rmlora.compare.statistics import pair_by_seed, t_interval
 
 STYLE = {"svg.hashsalt": "evidence", "svg.fonttype": "none", "font.size": 8, "axes.grid": True, "grid.alpha": 0.3}
 RANKS = (8, 16, 32, 64)
+FAST_PATH = HERE.parent / "2026-11-25_fast-path"
 COLOURS = dict(zip(RANKS, ("#0a84c6", "#009e73", "#c99700", "#d55e00"), strict=True))
 
 
@@ -78,23 +80,45 @@ def draw_forest(folder: Path) -> Path | None:
 
 def draw_few_shot(folder: Path) -> Path | None:
     """The same for whole models on few examples, R = 8 and 64 beside one another."""
-    panels = []
-    for task in FEW_SHOT:
-        base = [arm for arm in read_arms(f"tier2-{task}-core") if arm.label == "LoRA"]
-        wide = [Arm(f"{a.label}, R = 64", a.setting, a.runs) for a in read_arms(f"tier2-{task}-wide")]
-        others = [arm for arm in read_arms(f"tier2-{task}-core") if arm.label != "LoRA"]
-        found = differences([*base, *others, *wide], "LoRA")
-        if found:
-            panels.append((task, found))
+    panels = [(task, differences(few_shot_arms(task), "LoRA")) for task in FEW_SHOT]
+    panels = [(task, found) for task, found in panels if found]
     if not panels:
         return None
     path = folder / "forest-tier2.svg"
 
     def paint(axes: Any) -> None:
-        for one, (task, found) in zip(axes, panels, strict=True):
+        for one, (task, found) in zip(axes, panels, strict=False):
             forest(one, found, f"{task}: minus LoRA R = 8")
 
-    save(path, 1, len(panels), (5 * len(panels), 3.6), paint)
+    save(path, -(-len(panels) // 2), min(len(panels), 2), (10, 3.6 * -(-len(panels) // 2)), paint)
+    return path
+
+
+def draw_curve(folder: Path) -> Path | None:
+    """Accuracy against the number of examples of each class, a line per method."""
+    lines: dict[str, list[tuple[int, float, float]]] = {}
+    for task, size in SIZES.items():
+        for arm in few_shot_arms(task):
+            values = [100 * value for value in arm.values("last").values()]
+            if len(values) > 1:
+                lines.setdefault(arm.label, []).append((size, float(np.mean(values)), float(np.std(values, ddof=1))))
+    lines = {label: points for label, points in lines.items() if len(points) > 1}
+    if not lines:
+        return None
+    path = folder / "few-shot.svg"
+
+    def paint(axes: Any) -> None:
+        for place, (label, points) in enumerate(lines.items()):
+            sizes, means, spreads = (np.array(column) for column in zip(*points, strict=True))
+            shifted = sizes * 1.02 ** (place - len(lines) / 2)
+            axes[0].errorbar(shifted, means, yerr=spreads, marker="o", markersize=4, capsize=2, label=label)
+        axes[0].set_xscale("log", base=2)
+        axes[0].set_xticks(list(SIZES.values()), [str(size) for size in SIZES.values()])
+        axes[0].set_xlabel("examples of each class (methods set apart sideways)")
+        axes[0].set_ylabel("accuracy, points (mean, deviation over seeds)")
+        axes[0].legend()
+
+    save(path, 1, 1, (6, 4), paint)
     return path
 
 
@@ -194,25 +218,39 @@ def draw_cost(folder: Path) -> Path | None:
     return path
 
 
-def step_costs() -> dict[tuple[str, int], float]:
-    """Median time of a step over the floor's, by method and R, from `cost/rows.jsonl`."""
-    path = HERE / "cost" / "rows.jsonl"
+@dataclass(frozen=True)
+class Cost:
+    """What training costs, beside the frozen model forward and backward.
+
+    Attributes:
+        time: of a step, over the frozen model's; median of pairs.
+        memory: bytes above the frozen model's, at the peak of a step.
+    """
+
+    time: float
+    memory: int
+
+
+def step_costs() -> dict[tuple[str, int], Cost]:
+    """By method and R, of the real encoder's geometry in float32, from the rows of the fast path."""
     found = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        row = json.loads(line)
-        if row["kind"] == "summary":
-            r, kept, weight = (row["settings"][name] for name in ("r", "directions", "weight"))
-            name = "LoRA" if kept == r and not weight else "RM-LoRA" if r == 8 else f"RM-LoRA, {kept} kept"
-            found[name, r] = row["ratios"]["rmlora/floor"]["median"]
+    for path in sorted(FAST_PATH.glob("rows-float32-*.jsonl")):
+        rows = (json.loads(line) for line in path.read_text().splitlines())
+        for row in (row for row in rows if row["kind"] == "summary" and row["model"] == "minilm"):
+            r, kept = row["settings"]["r"], row["settings"]["directions"]
+            names = {"peft": "LoRA", "rmlora": "RM-LoRA" if r == 8 else f"RM-LoRA, {kept} kept"}
+            for contender, label in names.items():
+                time = row["ratios"][f"{contender}/floor"]["median"]
+                found[label, r] = Cost(time, row["memory"][contender]["excess_bytes"])
     return found
 
 
-def _points(task: str, costs: dict[tuple[str, int], float]) -> list[tuple[str, float, float, float]]:
+def _points(task: str, costs: dict[tuple[str, int], Cost]) -> list[tuple[str, float, float, float]]:
     found = []
-    for arm in (*read_arms(f"tier2-{task}-core"), *read_arms(f"tier2-{task}-wide")):
-        cost = costs.get((arm.label, arm.setting.r or 0))
+    for arm in few_shot_arms(task):
+        label, r = arm.label.split(", R = ")[0], arm.setting.r or 0
         values = [100 * value for value in arm.values("last").values()]
-        if cost is not None and len(values) > 1:
-            name = f"{arm.label}, R = {arm.setting.r}"
-            found.append((name, cost, float(np.mean(values)), float(np.std(values, ddof=1))))
+        if (label, r) in costs and len(values) > 1:
+            time = costs[label, r].time
+            found.append((f"{label}, R = {r}", time, float(np.mean(values)), float(np.std(values, ddof=1))))
     return found

@@ -6,8 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from contrasts import ABLATIONS, FEW_SHOT, HERE, TIER1, Finding, find_all, read_arms
-from pictures import RANKS, differences, draw_cost, draw_few_shot, draw_forest, draw_heat_map, draw_ranks, step_costs
+from contrasts import ABLATIONS, FEW_SHOT, HERE, TIER1, Finding, few_shot_arms, find_all, read_arms
+from pictures import (
+    RANKS,
+    differences,
+    draw_cost,
+    draw_curve,
+    draw_few_shot,
+    draw_forest,
+    draw_heat_map,
+    draw_ranks,
+    step_costs,
+)
 from prediction import correlate_all
 
 from rmlora.compare.arms import Arm
@@ -45,6 +55,7 @@ def lines() -> Iterator[str]:
     yield from predictions()
     yield "## Whole models on few examples\n"
     yield from few_shot_tables()
+    yield from figure(draw_curve(FIGURES), "Accuracy against the number of examples of each class")
     yield from figure(draw_cost(FIGURES), "Accuracy against the time of a step")
     yield from costs()
     yield (HERE / "foot.md").read_text()
@@ -140,7 +151,7 @@ def predictions() -> Iterator[str]:
 def few_shot_tables() -> Iterator[str]:
     """One table per task, whatever has been run of it."""
     for task in FEW_SHOT:
-        arms = [*read_arms(f"tier2-{task}-core"), *read_arms(f"tier2-{task}-wide")]
+        arms = few_shot_arms(task)
         if not arms:
             continue
         yield f"**{task}**\n"
@@ -158,10 +169,13 @@ def costs() -> Iterator[str]:
     found = step_costs()
     if not found:
         return
-    yield "| method | R | time of a step over the frozen model's |"
-    yield "|---|--:|--:|"
-    for (label, r), cost in sorted(found.items(), key=lambda one: one[1]):
-        yield f"| {label} | {r} | {cost:.2f} |"
+    yield "A step of the model's geometry, 32 x 64 tokens, float32, two cores; LoRA is PEFT's own. Rows and spread:"
+    yield "[benchmarks/2026-11-25_fast-path](../benchmarks/2026-11-25_fast-path/README.md). Memory is what the step"
+    yield "needs above the frozen model's.\n"
+    yield "| method | R | time of a step over the frozen model's | memory, MB |"
+    yield "|---|--:|--:|--:|"
+    for (label, r), cost in sorted(found.items(), key=lambda one: one[1].time):
+        yield f"| {label} | {r} | {cost.time:.2f} | {cost.memory / 1e6:.1f} |"
     yield ""
 
 

@@ -103,9 +103,9 @@ def test_rows_without_what_they_need_are_left_out(study: Path) -> None:
     with (study / "rows.jsonl").open("a") as file:
         file.write('{"task": "rte"}\n[1, 2]\n{"task": "t", "model": "m", "method": "x", "metric": "f1", "seed": "a"}\n')
     text = told(study)
-    assert "A row of rows.jsonl has no model, method, metric, seed: left out." in text
+    assert 'A row of rows.jsonl cannot be used: "model" is missing. It is left out.' in text
     assert "line 8, is no complete JSON object" in text
-    assert "has no whole seed" in text
+    assert '"seed" should be a valid integer' in text
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,18 @@ def test_no_folder_no_baseline_no_place_to_write(study: Path, tmp_path: Path) ->
         write_report(study, output=tmp_path / "file" / "report")
 
 
-@pytest.mark.parametrize(("name", "value"), [("metric", [2]), ("lr", []), ("lr", "fast")])
-def test_a_row_whose_metric_or_rate_is_of_another_kind_is_left_out(study: Path, name: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("metric", [2]), ("lr", []), ("lr", "fast"), ("seconds", []), ("method_args", 1), ("parameters", {"head": "1"})],
+)
+def test_a_row_of_which_something_is_of_another_type_is_left_out(study: Path, name: str, value: object) -> None:
     path = study / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in ({**rows[0], name: value}, *rows[1:])))
-    assert "a metric that is no name, or an lr that is no number: left out." in told(study)
+    assert f'A row of rows.jsonl cannot be used: "{name}' in told(study)
+
+
+def test_a_result_of_which_something_is_of_another_type_is_not_used(study: Path) -> None:
+    path = sorted(study.glob("cells/*/result.json"))[0]
+    path.write_text('{"command": []}')
+    assert 'result.json cannot be used: "command" should be' in told(study)

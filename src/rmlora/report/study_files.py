@@ -13,8 +13,7 @@ import yaml
 from rmlora.compare.arms import Row
 from rmlora.compare.predictions import Predictions, read_predictions
 from rmlora.errors import DataError
-
-_NEEDED = ("task", "model", "method", "metric", "seed")
+from rmlora.report.row_types import misfit
 
 
 @dataclass
@@ -130,11 +129,8 @@ def read_study(folder: str | Path) -> StudyFiles:
     rows = files.lines(path / "rows.jsonl")
     files.spec = _read_spec(files)
     for row in rows:
-        missing = [name for name in _NEEDED if row.get(name) is None]
-        if missing or not _is_number(row["seed"]):
-            files.note(f"A row of rows.jsonl has no {', '.join(missing) or 'whole seed'}: left out.")
-        elif not isinstance(row["metric"], str) or not isinstance(row.get("lr"), int | float | None):
-            files.note("A row of rows.jsonl has a metric that is no name, or an lr that is no number: left out.")
+        if wrong := misfit(row):
+            files.note(f"A row of rows.jsonl cannot be used: {wrong}. It is left out.")
         else:
             files.rows.append(_complete(row, files))
     for failure in sorted(path.glob("cells/*/failed.json")):
@@ -152,9 +148,14 @@ def _complete(row: dict[str, Any], files: StudyFiles) -> dict[str, Any]:
     if folder is None:
         files.note(f"cells/{row.get('cell', '?')} is gone: its row is used, its curves and predictions are not.")
         return row
-    if not (folder / "result.json").is_file():
-        files.note(f"{files.show(folder / 'result.json')} is missing: the row of rows.jsonl is used as it is.")
-    return {**files.json(folder / "result.json"), **{name: value for name, value in row.items() if value is not None}}
+    path = folder / "result.json"
+    if not path.is_file():
+        files.note(f"{files.show(path)} is missing: the row of rows.jsonl is used as it is.")
+    whole = {**files.json(path), **{name: value for name, value in row.items() if value is not None}}
+    if wrong := misfit(whole):
+        files.note(f"{files.show(path)} cannot be used: {wrong}. The row of rows.jsonl is used as it is.")
+        return row
+    return whole
 
 
 def _place(row: Row, spec: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -183,7 +184,3 @@ def _read_spec(files: StudyFiles) -> dict[str, Any]:
         files.note("study.yaml is missing or no YAML: the report rests on the rows alone.")
         return {}
     return dict(found) if isinstance(found, Mapping) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
