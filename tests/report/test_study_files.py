@@ -147,3 +147,8 @@ def test_a_result_of_which_something_is_of_another_type_is_not_used(study: Path)
     path = sorted(study.glob("cells/*/result.json"))[0]
     path.write_text('{"command": []}')
     assert 'result.json cannot be used: "command" should be' in told(study)
+
+
+def test_a_study_whose_methods_are_no_list_keeps_the_order_of_its_rows(study: Path) -> None:
+    (study / "study.yaml").write_text("name: four-methods\nmethods: true\ntasks: 3\n")
+    assert "2 methods" in told(study)

@@ -169,7 +169,8 @@ def _place(row: Row, spec: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _position(name: str, entries: Any) -> int:
     """The first entry with this name or label, or whose grid it belongs to; after all others if there is none."""
-    names = [e.get("label") or e.get("name") if isinstance(e, dict) else e for e in entries or []]
+    known_entries = entries if isinstance(entries, list) else []
+    names = [e.get("label") or e.get("name") if isinstance(e, dict) else e for e in known_entries]
     for i, known in enumerate(names):
         if name == known or name.startswith(f"{known} "):
             return i
