@@ -33,6 +33,7 @@ def main() -> None:
             if (study / name).is_file():
                 shutil.copyfile(study / name, HERE / name)
     rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["kind"] == "final"]
     print_table(rows)
     if study is not None:
         keep_matrices(study, rows)
@@ -43,13 +44,14 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     arms: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         arms[row["label"]].append(row)
-    print(f"| | {' | '.join(COLUMNS)} | entries of A and B | seeds |")
-    print(f"|---|{'---|' * (len(COLUMNS) + 2)}")
+    print(f"| | {' | '.join(COLUMNS)} | entries of A and B | rate | seeds |")
+    print(f"|---|{'---|' * (len(COLUMNS) + 3)}")
     for label, own in sorted(arms.items(), key=lambda arm: -fmean(r["last"]["average_accuracy"] for r in arm[1])):
         cells = [spread([r["last"][name] for r in own]) for name in COLUMNS.values()]
         kept = fmean(r["parameters"]["inference_adapter"] for r in own)
         seeds = ", ".join(map(str, sorted(row["seed"] for row in own)))
-        print(f"| {label} | {' | '.join(cells)} | {kept:,.0f} | {seeds} |")
+        rates = ", ".join(f"{rate:g}" for rate in sorted({row["lr"] for row in own}))
+        print(f"| {label} | {' | '.join(cells)} | {kept:,.0f} | {rates} | {seeds} |")
 
 
 def spread(values: list[float | None]) -> str:

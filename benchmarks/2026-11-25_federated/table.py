@@ -8,15 +8,27 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ORDER = ("RoLoRA: B and A by turns", "FedAvg of A and B", "B alone", "RoLoRA with RM-LoRA")
-COLUMNS = ("", "seeds", "accuracy, %", "by seed", "minus RoLoRA", "eval loss", "worst relative error", "MB sent")
+COLUMNS = (
+    "",
+    "rate",
+    "seeds",
+    "accuracy, %",
+    "by seed",
+    "minus RoLoRA",
+    "eval loss",
+    "worst relative error",
+    "MB sent",
+)
 
 
 def main() -> None:
     """Print the table."""
     rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    rates = {row["label"]: f"{row['lr']:g}" for row in rows if row["kind"] == "final"}
+    rows = [row for row in rows if row["kind"] == "final"]
     of = {label: {row["seed"]: row["last"] for row in rows if row["label"] == label} for label in ORDER}
     print(f"| {' | '.join(COLUMNS)} |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for label in ORDER:
         own, first = of[label], of[ORDER[0]]
         seeds = sorted(own)
@@ -24,6 +36,7 @@ def main() -> None:
         paired = [100 * (own[seed]["eval_accuracy"] - first[seed]["eval_accuracy"]) for seed in seeds]
         cells = (
             label,
+            rates[label],
             ", ".join(map(str, seeds)),
             spread(accuracy, ""),
             ", ".join(f"{value:.1f}" for value in accuracy),
