@@ -34,7 +34,7 @@ class Progress:
 
 
 def save_progress(place: RunFolder, progress: Progress) -> None:
-    """Write a finished round: its tensors, then progress.json, which makes it count, then metrics.jsonl if any row."""
+    """Write a finished round: its tensors, then progress.json, which makes it count, then metrics.jsonl."""
     from safetensors.torch import save
 
     name = f"round-{progress.rounds}.safetensors"
@@ -42,8 +42,7 @@ def save_progress(place: RunFolder, progress: Progress) -> None:
     told: dict[str, Any] = {"round": progress.rounds, "state": name}
     told |= {"rows": progress.rows, "seconds": progress.seconds, "since": progress.since}
     write_text(place.progress, json.dumps(told) + "\n")
-    if progress.rows:
-        place.write_rows(progress.rows)
+    place.write_rows(progress.rows)
     for other in place.checkpoints.glob("round-*.safetensors"):
         if other.name != name:
             other.unlink(missing_ok=True)

@@ -132,8 +132,11 @@ class RunFolder:
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Replace metrics.jsonl."""
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        """Replace metrics.jsonl; without rows there is no such file."""
+        if rows:
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            self.metrics.unlink(missing_ok=True)
 
 
 def checkpoint_step(path: Path) -> int:
