@@ -104,6 +104,7 @@ def contrasts() -> Iterator[Contrast]:
             ("Does the mask help?", "GM-LoRA", "LoRA"),
             ("Do both together?", "RM-LoRA", "LoRA"),
             ("Does the mask add to the penalty?", "RM-LoRA", "R-LoRA"),
+            ("Are the defaults better than LoRA?", "RM-LoRA, defaults", "LoRA"),
         ):
             yield Contrast(question, f"classification layer, R = {r}", Side(TIER1, first, r), Side(TIER1, second, r))
     for task in FEW_SHOT:

@@ -150,7 +150,6 @@ def draw_ranks(folder: Path) -> Path | None:
                 )
             one.set_xlabel(name)
             one.set_ylabel("accuracy, points")
-            one.set_ylim(bottom=80)
         axes[1].set_xscale("log")
         axes[0].legend()
 
