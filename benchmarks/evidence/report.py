@@ -90,8 +90,10 @@ def methods_table() -> Iterator[str]:
     if not arms:
         yield "Not run yet.\n"
         return
-    labels = list(dict.fromkeys(arm.label for arm in arms))
-    yield "Test accuracy in points, mean and standard deviation over seeds, and the learning rate that was chosen.\n"
+    last = {arm.label: np.mean(list(arm.values("last").values())) for arm in arms if arm.setting.r == RANKS[-1]}
+    labels = sorted(last, key=lambda label: -last[label])
+    yield "Test accuracy in points, mean and standard deviation over seeds, and the learning rate that was chosen."
+    yield f"Best at R = {RANKS[-1]} first.\n"
     yield "| method | " + " | ".join(f"R = {r}" for r in RANKS) + " |"
     yield "|---|" + "--:|" * len(RANKS)
     for label in labels:
@@ -120,8 +122,7 @@ def ablations() -> Iterator[str]:
     if not arms:
         return
     gaps = {label: (estimate, low, high) for label, estimate, low, high in differences(arms, "RM-LoRA")}
-    yield "One thing changed at a time, R = 32, four learning rates tried for each. *Learnt* is training loss at the"
-    yield "end.\n"
+    yield "**Ablations.** One thing changed at a time from RM-LoRA, R = 32. *Learnt* is the training loss at the end.\n"
     yield "| variant | accuracy (rate) | minus RM-LoRA | effective rank | learnt |"
     yield "|---|--:|--:|--:|--:|"
     for arm in arms:
