@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rmlora.compare.arms import Arm, sort_into_arms
@@ -69,6 +70,7 @@ class Finding:
         return "better" if self.difference.estimate > 0 else "worse"
 
 
+@cache
 def read_arms(block: str) -> list[Arm]:
     """The arms of a block; none where it has not been run. Full fine-tuning is in every r."""
     path = HERE / "rows" / block / "rows.jsonl"
