@@ -66,7 +66,7 @@ def _correlate(name: str, r: int, groups: Sequence[np.ndarray], resamples: int) 
 
 def _both(table: np.ndarray) -> tuple[float, float]:
     """Spearman's correlation of the first two columns, and the same with the third held still."""
-    ranks = np.apply_along_axis(rankdata, 0, table)
+    ranks = rankdata(table, axis=0)
     if (np.ptp(ranks, axis=0) == 0).any():
         return float("nan"), float("nan")
     c = np.corrcoef(ranks.T)
