@@ -93,13 +93,20 @@ def methods_table() -> Iterator[str]:
     last = {arm.label: np.mean(list(arm.values("last").values())) for arm in arms if arm.setting.r == RANKS[-1]}
     labels = sorted(last, key=lambda label: -last[label])
     yield "Test accuracy in points, mean and standard deviation over seeds, and the learning rate that was chosen."
-    yield f"Best at R = {RANKS[-1]} first.\n"
+    yield f"Best at R = {RANKS[-1]} first. Knobs that are not a method's defaults: {knobs(arms)}.\n"
     yield "| method | " + " | ".join(f"R = {r}" for r in RANKS) + " |"
     yield "|---|" + "--:|" * len(RANKS)
     for label in labels:
         own = {arm.setting.r: arm for arm in arms if arm.label == label}
         yield f"| {label} | " + " | ".join(score(own.get(r)) for r in RANKS) + " |"
     yield ""
+
+
+def knobs(arms: list[Arm]) -> str:
+    """What the methods were told."""
+    args = {arm.label: next(iter(arm.runs.values()))["method_args"] for arm in arms}
+    told = {label: " ".join(f"{name}={value}" for name, value in own.items()) for label, own in sorted(args.items())}
+    return "; ".join(f"{label} {words}" for label, words in told.items() if words)
 
 
 def score(arm: Arm | None) -> str:
