@@ -93,7 +93,7 @@ def methods_table() -> Iterator[str]:
     last = {arm.label: np.mean(list(arm.values("last").values())) for arm in arms if arm.setting.r == RANKS[-1]}
     labels = sorted(last, key=lambda label: -last[label])
     yield "Test accuracy in points, mean and standard deviation over seeds, and the learning rate that was chosen."
-    yield f"Best at R = {RANKS[-1]} first. Knobs that are not a method's defaults: {knobs(arms)}.\n"
+    yield f"Best at R = {RANKS[-1]} first. Knobs that were set: {knobs(arms)}.\n"
     yield "| method | " + " | ".join(f"R = {r}" for r in RANKS) + " |"
     yield "|---|" + "--:|" * len(RANKS)
     for label in labels:
