@@ -172,7 +172,7 @@ def test_what_masked_directions_do_is_the_same_under_every_framework(framework, 
 
 
 # One method of each kind in the ordinary suite: a mask, a step of its own, batches and adapters of its own, blocks.
-ALWAYS = ("rm-lora", "lora-rite", "lora-dropout", "bilora", "adalora", "vera", "rac-lora")
+ALWAYS = ("rm-lora", "lora-rite", "lora-dropout", "adalora", "vera", "rac-lora")
 
 
 @pytest.mark.parametrize(

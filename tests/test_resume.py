@@ -105,6 +105,7 @@ def test_a_resumed_trainer_ends_as_one_that_never_stopped(preset, tmp_path):
     assert_same_state(straight[1], resumed[1])
 
 
+@pytest.mark.slow
 def test_a_resumed_trainer_with_the_config_alone_ends_as_one_that_never_stopped(tmp_path):
     def make():
         model = tiny.adapted(NAME, make_config())
@@ -131,6 +132,7 @@ def test_a_resumed_trainer_with_another_mask_seed_is_refused(tmp_path):
         run_trainer(tmp_path / "b", reseeded, resume=str(tmp_path / f"a/checkpoint-{STOP}"))
 
 
+@pytest.mark.slow
 def test_a_compiled_model_resumes_once_its_optimizer_is_bound(tmp_path):
     def make():
         return attach_to_fresh_model(METHODS["paper"])

@@ -55,6 +55,7 @@ def test_workers_report_a_full_disk_and_the_study_stops(bert: Path, files: tuple
     assert not list(small_disk.glob("out/cells/*/failed.json"))
 
 
+@pytest.mark.slow
 def test_an_error_while_writing_that_comes_from_a_full_disk_stops_the_study(
     bert: Path, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,7 +118,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, told: RunConfig, where: str, step
     ("combine", "where"),
     [
         ("gates", "training"),
-        ("best", "second"),
+        pytest.param("best", "second", marks=pytest.mark.slow),
         pytest.param("linear", "training", marks=pytest.mark.slow),
         pytest.param("best", "training", marks=pytest.mark.slow),
     ],

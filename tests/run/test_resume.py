@@ -25,10 +25,12 @@ def stop_in_second_epoch(self: RecordEpochs, args: Any, state: Any, control: Any
     "changes",
     [
         {"method_args": {"directions": 2}, "lora": {"lora_dropout": 0.1}},
-        {"method_args": {"policy": "state"}, "training": {"group_by_length": True}},
+        pytest.param(
+            {"method_args": {"policy": "state"}, "training": {"group_by_length": True}}, marks=pytest.mark.slow
+        ),
         {"method": "lora", "training": {"gradient_accumulation_steps": 2, "num_workers": 1}},
         {"method": "full", "training": {"lr_scheduler": "cosine"}},
-        {"method": "lora-dropout", "method_args": {"p": 0.3, "instances": 2}},
+        pytest.param({"method": "lora-dropout", "method_args": {"p": 0.3, "instances": 2}}, marks=pytest.mark.slow),
         {"training": {"evaluate_every": 2}},
     ],
     ids=["rm-lora", "state", "accumulation", "full", "instances", "sparing"],

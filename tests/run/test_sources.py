@@ -38,6 +38,7 @@ def test_a_kept_model_is_the_one_loading_gives_whatever_the_seed(tmp_path: Path,
     assert list(kept.models.values()) != [None]
 
 
+@pytest.mark.slow
 def test_kept_sources_read_and_load_once_and_change_no_number(
     tmp_path: Path, bert: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

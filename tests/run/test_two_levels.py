@@ -31,7 +31,7 @@ def examples_of(rows: Any) -> list[list[int]]:
     return [[token for token in row if token != 0] for row in rows]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_values_learn_from_the_second_part_alone_and_a_resumed_run_reads_on(
     tmp_path: Path, bert: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, accumulation: int
 ) -> None:
