@@ -52,6 +52,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     root = Path(__file__).resolve().parents[2]
     programs = Path(sys.executable).parent
     path = {
+        "OMP_NUM_THREADS": "1",  # as this process has (conftest.py): with more, sums of the server app round otherwise
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": f"{root / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
