@@ -24,8 +24,8 @@ COLUMNS = (
 def main() -> None:
     """Print the table."""
     rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    rates = {row["label"]: f"{row['lr']:g}" for row in rows if row["kind"] == "final"}
     rows = [row for row in rows if row["kind"] == "final"]
+    rates = {row["label"]: f"{row['lr']:g}" for row in rows}
     of = {label: {row["seed"]: row["last"] for row in rows if row["label"] == label} for label in ORDER}
     print(f"| {' | '.join(COLUMNS)} |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")

@@ -103,7 +103,7 @@ def test_rows_without_what_they_need_are_left_out(study: Path) -> None:
     with (study / "rows.jsonl").open("a") as file:
         file.write('{"task": "rte"}\n[1, 2]\n{"task": "t", "model": "m", "method": "x", "metric": "f1", "seed": "a"}\n')
     text = told(study)
-    assert 'A row of rows.jsonl cannot be used: "model" is missing. It is left out.' in text
+    assert "A row of rows.jsonl cannot be used: it has no model, method, metric, seed. It is left out." in text
     assert "line 8, is no complete JSON object" in text
     assert '"seed" should be a valid integer' in text
 

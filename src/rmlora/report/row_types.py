@@ -57,7 +57,10 @@ def misfit(row: Mapping[str, Any]) -> str | None:
     try:
         _Row.model_validate(row)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
+        found = error.errors(include_input=False, include_url=False)
+        if missing := [str(one["loc"][-1]) for one in found if one["type"] == "missing"]:
+            return f"it has no {', '.join(missing)}"
+        first = found[0]
         name = ".".join(str(part) for part in first["loc"] if part not in ("int", "float"))
-        return f'"{name}" {first["msg"].removeprefix("Input ").replace("Field required", "is missing")}'
+        return f'"{name}" {first["msg"].removeprefix("Input ")}'
     return None
