@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from contrasts import FEW_SHOT, HERE, SIZES, STRENGTH, TIER1, few_shot_arms, read_arms
+from contrasts import FEW_SHOT, HERE, SIZES, TIER1, few_shot_arms, read_arms
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -155,43 +155,6 @@ def draw_ranks(folder: Path) -> Path | None:
 
     save(path, 1, 2, (10, 4), paint)
     return path
-
-
-def draw_heat_map(folder: Path) -> Path | None:
-    """Mean accuracy by strength of the penalty and share of directions."""
-    arms = read_arms(STRENGTH)
-    if not arms:
-        return None
-    ranks = sorted({arm.setting.r for arm in arms if arm.setting.r is not None})
-    path = folder / "strength.svg"
-
-    def paint(axes: Any) -> None:
-        for one, r in zip(axes, ranks, strict=True):
-            _heat(one, [arm for arm in arms if arm.setting.r == r], f"R = {r}: accuracy, points")
-
-    save(path, 1, len(ranks), (4.6 * len(ranks), 3.6), paint)
-    return path
-
-
-def _heat(axes: Any, arms: Sequence[Arm], title: str) -> None:
-    cells = {}
-    for arm in arms:
-        args = next(iter(arm.runs.values()))["method_args"]
-        cells[args["weight"], args["directions"]] = 100 * float(np.mean(list(arm.values("last").values())))
-    weights, shares = (sorted({key[i] for key in cells}) for i in (0, 1))
-    grid = np.array([[cells.get((w, s), np.nan) for s in shares] for w in weights])
-    axes.imshow(grid, cmap="viridis", aspect="auto")
-    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
-    for i, row in enumerate(grid):
-        for j, value in enumerate(row):
-            if not np.isnan(value):
-                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if value > middle else "white")
-    axes.set_xticks(range(len(shares)), [f"{share:g}" for share in shares])
-    axes.set_yticks(range(len(weights)), [f"{weight:g}" for weight in weights])
-    axes.set_xlabel("share of directions that learn per step")
-    axes.set_ylabel("weight of the penalty")
-    axes.set_title(title)
-    axes.grid(visible=False)
 
 
 def draw_cost(folder: Path) -> Path | None:

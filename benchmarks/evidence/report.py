@@ -14,11 +14,11 @@ from pictures import (
     draw_curve,
     draw_few_shot,
     draw_forest,
-    draw_heat_map,
     draw_ranks,
     step_costs,
 )
 from prediction import correlate_all
+from strength import draw_convergence, draw_heat_map
 
 from rmlora.compare.arms import Arm
 from rmlora.files import write_text
@@ -46,7 +46,10 @@ def lines() -> Iterator[str]:
     yield (HERE / "reading.md").read_text()
     yield "## The classification layer alone\n"
     yield from methods_table()
-    yield from figure(draw_heat_map(FIGURES), "Strength of the penalty against share of directions")
+    yield from figure(
+        draw_heat_map(FIGURES), "Accuracy and effective rank by strength of the penalty and share of directions"
+    )
+    yield from figure(draw_convergence(FIGURES), "Training loss per epoch by share of directions, three values of R")
     yield from ablations()
     yield "## Does effective rank predict accuracy?\n"
     yield from figure(

@@ -36,6 +36,7 @@ BLOCKS = (
 )
 OF_STUDY = ("study", "cell", "kind", "label", "r", "lr", "folder")  # what a row has besides its cell's result
 KEPT = ("rows.jsonl", "chosen.json", "environment.json")
+WITH_CURVES = ("tier1-strength",)  # whose convergence is drawn
 
 
 def main() -> None:
@@ -81,6 +82,24 @@ def collect(study: Path, block: str) -> None:
         if (study / name).is_file():
             kept.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(study / name, kept / name)
+    if block in WITH_CURVES and (study / "rows.jsonl").is_file():
+        keep_curves(study, kept)
+
+
+def keep_curves(study: Path, kept: Path) -> None:
+    """Training loss and accuracy of every epoch of the reported runs; those of restored cells are kept already."""
+    path = kept / "curves.jsonl"
+    before = {row["cell"]: row for row in map(json.loads, path.read_text().splitlines())} if path.is_file() else {}
+    found = []
+    for row in map(json.loads, (study / "rows.jsonl").read_text().splitlines()):
+        metrics = study / row["folder"] / "metrics.jsonl"
+        if row["kind"] != "select" and metrics.is_file():
+            epochs = [json.loads(line) for line in metrics.read_text().splitlines()]
+            curve = {name: [round(epoch[name], 5) for epoch in epochs] for name in ("train_loss", "eval_accuracy")}
+            found.append({"cell": row["cell"], **curve})
+        elif row["cell"] in before:
+            found.append(before[row["cell"]])
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
 
 
 if __name__ == "__main__":
