@@ -16,6 +16,7 @@ TIER1, STRENGTH, ABLATIONS = "tier1-methods", "tier1-strength", "tier1-ablations
 FEW_SHOT = ("banking77-4", "banking77-16", "banking77-32", "rte-256", "cola-1000")
 SIZES = {"banking77-4": 4, "banking77-16": 16, "banking77-32": 32}  # examples of each class
 CURVES_ALONE = ("banking77-4", "banking77-32")  # no core of their own
+MANY_ASKED = "Is R = 64 with 8 kept better?"
 KINDS = ("core", "curve", "wide", "others", "decay")
 
 
@@ -109,6 +110,10 @@ def contrasts() -> Iterator[Contrast]:
             ("Are the defaults better than LoRA?", "RM-LoRA, defaults", "LoRA"),
         ):
             yield Contrast(question, f"classification layer, R = {r}", Side(TIER1, first, r), Side(TIER1, second, r))
+    many = Side(STRENGTH, "RM-LoRA weight=0.0001 directions=0.125", 64)
+    for r in (8, 64):
+        plain = Side(STRENGTH, "RM-LoRA weight=0 directions=1", r)  # strength zero is LoRA, bit for bit
+        yield Contrast(MANY_ASKED, f"classification layer, than LoRA R = {r}", many, plain)
     for task in FEW_SHOT:
         yield from _few_shot_contrasts(task)
 
@@ -133,10 +138,9 @@ def _few_shot_contrasts(task: str) -> Iterator[Contrast]:
         against = Side(decay, "LoRA, weight decay 0.1", 8) if second is None else Side(core, second, 8)
         yield Contrast(question, f"{task}, R = 8", first, against)
     many = Side(wide, "RM-LoRA, 8 kept", 64)
-    asked = "Is R = 64 with 8 kept better?"
-    yield Contrast(asked, f"{task}, than RM-LoRA R = 8", many, Side(core, "RM-LoRA", 8))
-    yield Contrast(asked, f"{task}, than LoRA R = 8", many, Side(core, "LoRA", 8))
-    yield Contrast(asked, f"{task}, than LoRA R = 64", many, Side(wide, "LoRA", 64))
+    yield Contrast(MANY_ASKED, f"{task}, than RM-LoRA R = 8", many, Side(core, "RM-LoRA", 8))
+    yield Contrast(MANY_ASKED, f"{task}, than LoRA R = 8", many, Side(core, "LoRA", 8))
+    yield Contrast(MANY_ASKED, f"{task}, than LoRA R = 64", many, Side(wide, "LoRA", 64))
 
 
 def find_all() -> list[Finding]:

@@ -9,12 +9,19 @@ from typing import Any
 
 import numpy as np
 from contrasts import HERE, STRENGTH, read_arms
+from matplotlib.ticker import LogLocator, NullFormatter
 from pictures import save
 
 from rmlora.compare.arms import Arm
 
 CURVES = HERE / "rows" / STRENGTH / "curves.jsonl"
 WEIGHTS_SHOWN = (0.0, 1e-4)  # without a penalty and with the default's: what the mask alone does to convergence
+FAST = 3e-3  # the higher of the study's two rates
+
+
+def written(weight: float) -> str:
+    """1e-05 as 1e-5."""
+    return f"{weight:.0e}".replace("e-0", "e-") if weight else "0"
 
 
 def ranks() -> list[int]:
@@ -48,23 +55,26 @@ def draw_heat_map(folder: Path) -> Path | None:
 
     def paint(axes: Any) -> None:
         for place, r in enumerate(found):
-            _heat(axes[place], r, "eval_accuracy", 100.0, f"R = {r}: accuracy, points")
-            _heat(axes[len(found) + place], r, "effective_rank", 1.0, f"R = {r}: effective rank of dW")
+            below = axes[len(found) + place]
+            _heat(axes[place], grid(r, "eval_accuracy", 100.0), f"R = {r}: accuracy, points", None, None)
+            _heat(below, grid(r, "effective_rank", 1.0), f"R = {r}: effective rank of dW", r / 2, r)
 
     save(path, 2, len(found), (4.6 * len(found), 7.0), paint)
     return path
 
 
-def _heat(axes: Any, r: int, measure: str, scale: float, title: str) -> None:
-    weights, shares, values = grid(r, measure, scale)
-    axes.imshow(values, cmap="viridis", aspect="auto")
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+def _heat(
+    axes: Any, table: tuple[list[float], list[float], np.ndarray], title: str, low: float | None, high: float | None
+) -> None:
+    weights, shares, values = table
+    image = axes.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
+    middle = sum(image.get_clim()) / 2
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if not np.isnan(value):
                 axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if value > middle else "white")
     axes.set_xticks(range(len(shares)), [f"{share:g}" for share in shares])
-    axes.set_yticks(range(len(weights)), [f"{weight:g}" for weight in weights])
+    axes.set_yticks(range(len(weights)), [written(weight) for weight in weights])
     axes.set_xlabel("share of directions that learn per step")
     axes.set_ylabel("weight of the penalty")
     axes.set_title(title)
@@ -85,8 +95,8 @@ def draw_convergence(folder: Path) -> Path | None:
             _lines(
                 one, [arm for arm in read_arms(STRENGTH) if arm.setting.r == r and args_of(arm)[0] == weight], curves
             )
-            one.set_title(f"R = {r}, weight {weight:g}")
-        axes[0].legend(title="share")
+            one.set_title(f"R = {r}, weight {written(weight)}")
+        axes[0].legend(title="share of directions\n(dashed: rate 1e-3,\nelse 3e-3)")
 
     save(path, len(WEIGHTS_SHOWN), len(found), (4.0 * len(found), 6.0), paint)
     return path
@@ -95,7 +105,12 @@ def draw_convergence(folder: Path) -> Path | None:
 def _lines(axes: Any, arms: Sequence[Arm], curves: dict[str, Any]) -> None:
     for arm in sorted(arms, key=lambda one: args_of(one)[1]):
         losses = np.mean([curves[row["cell"]]["train_loss"] for row in arm.runs.values()], axis=0)
-        axes.plot(np.arange(1, len(losses) + 1), losses, label=f"{args_of(arm)[1]:g}")
+        slow = next(iter(arm.runs.values()))["lr"] < FAST
+        style = "--" if slow else "-"
+        axes.plot(np.arange(1, len(losses) + 1), losses, style, label=f"{args_of(arm)[1]:g}")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("epoch")
     axes.set_ylabel("training loss (mean over seeds)")
