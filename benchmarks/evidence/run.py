@@ -26,6 +26,8 @@ BLOCKS = (
     "tier2-banking77-16-wide",
     "tier2-rte-256-core",
     "tier2-rte-256-wide",
+    "tier2-banking77-16-head",
+    "tier2-rte-256-head",
     "tier2-banking77-4-curve",
     "tier2-banking77-32-curve",
     "tier2-banking77-16-others",
@@ -33,6 +35,7 @@ BLOCKS = (
     "tier2-rte-256-others",
     "tier2-rte-256-decay",
     "tier2-cola-1000-core",
+    "tier2-cola-1000-head",
 )
 OF_STUDY = ("study", "cell", "kind", "label", "r", "lr", "folder")  # what a row has besides its cell's result
 KEPT = ("rows.jsonl", "chosen.json", "environment.json")
