@@ -99,7 +99,7 @@ LAYERS: dict[str, Layer] = {
     "report": Layer(("report",), ("errors", "ground", "analysis", "compare")),
     "reproduce": Layer(("reproduce",), ("errors", "ground", "methods", "tasks", "train", "heads", "compare", "report")),
     "verify": Layer(("verify",), ("errors", "ground", "attach", "analysis", "tasks", "models", "train")),
-    "demo": Layer(("demo",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
+    "demo": Layer(("demo",), (*LIBRARY, "package", "analysis", "tasks", "models", "train", "compare")),
     "doctor": Layer(("doctor",), (*LIBRARY, "package", "analysis", "tasks", "models", "train")),
     "bench": Layer(("bench",), (*LIBRARY, "tasks", "models", "train")),
     "cli": Layer(

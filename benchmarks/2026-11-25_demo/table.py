@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rmlora.demo.statistics import t_interval
+from rmlora.compare.statistics import t_interval
 
 HERE = Path(__file__).parent
 RUNS = {
@@ -21,9 +21,9 @@ def main() -> None:
         cells = []
         for rows in found.values():
             values, base = rows[label], rows["LoRA r=4"]
-            cells.append(f"{t_interval(list(values.values())).mean:.1f}")
+            cells.append(f"{t_interval(list(values.values())).estimate:.1f}")
             gap = t_interval([values[seed] - base[seed] for seed in base])
-            cells.append("" if label == "LoRA r=4" else f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]")
+            cells.append("" if label == "LoRA r=4" else f"{gap.estimate:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]")
         print(f"| {label} | {' | '.join(cells)} |")
 
 

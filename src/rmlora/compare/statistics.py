@@ -52,6 +52,11 @@ class Interval:
         return not (self.low > 0 or self.high < 0)
 
     @property
+    def half_width(self) -> float:
+        """From the middle to either end; infinite where nothing is known."""
+        return (self.high - self.low) / 2
+
+    @property
     def is_known(self) -> bool:
         """Whether both ends are numbers."""
         return math.isfinite(self.low) and math.isfinite(self.high)

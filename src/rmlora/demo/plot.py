@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -72,8 +71,8 @@ def _draw_differences(ax: Any, summaries: Sequence[Summary]) -> None:
         if interval is None:
             continue
         colour = _style(summary)["color"]
-        width = 0.0 if math.isinf(interval.half_width) else interval.half_width
-        ax.errorbar(interval.mean, line, xerr=width, fmt="o", color=colour, capsize=4, markersize=7)
+        width = interval.half_width if interval.is_known else 0.0
+        ax.errorbar(interval.estimate, line, xerr=width, fmt="o", color=colour, capsize=4, markersize=7)
     ax.axvline(0, color="black", linewidth=0.8)
     _name_lines(ax, summaries)
     ax.set_title(f"paired difference to {BASELINE}, mean and 95% t interval", fontsize=10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rich import box
@@ -60,9 +59,9 @@ def _difference(summary: Summary) -> str:
     interval = summary.difference
     if interval is None:
         return "-"
-    if math.isinf(interval.half_width):
-        return f"{interval.mean:+.1f}"
-    return f"{interval.mean:+.1f} \\[{interval.low:+.1f}, {interval.high:+.1f}]"
+    if not interval.is_known:
+        return f"{interval.estimate:+.1f}"
+    return f"{interval.estimate:+.1f} \\[{interval.low:+.1f}, {interval.high:+.1f}]"
 
 
 def _legend(summaries: Sequence[Summary], digits: Digits, recipe: Recipe) -> str:

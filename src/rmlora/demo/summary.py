@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from rmlora.compare.statistics import Interval, t_interval
 from rmlora.demo.adaptation import Outcome
 from rmlora.demo.recipe import BASELINE
-from rmlora.demo.statistics import Interval, t_interval
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rmlora.demo.recipe import BASELINE
@@ -26,20 +27,24 @@ def verdict(summaries: Sequence[Summary]) -> list[str]:
     if n < 2:
         return [*said, "One seed has no interval: nothing can be said about differences between the methods."]
     for word, sign in (("higher", 1), ("lower", -1)):
-        told = [(name, d) for name, d in others if not d.contains_zero and sign * d.mean > 0]
+        told = [(name, d) for name, d in others if not d.contains_zero and sign * d.estimate > 0]
         if told:
-            named = "; ".join(f"{name} ({d.mean:+.1f} points, {d.low:+.1f} to {d.high:+.1f})" for name, d in told)
+            named = "; ".join(f"{name} ({d.estimate:+.1f} points, {d.low:+.1f} to {d.high:+.1f})" for name, d in told)
             said.append(f"The interval lies {word} than {BASELINE} altogether: {named}.")
     unclear = [(name, d) for name, d in others if d.contains_zero]
     if unclear:
         named = ", ".join(name for name, _ in unclear)
-        finest, coarsest = min(d.half_width for _, d in unclear), max(d.half_width for _, d in unclear)
-        reach = f"{finest:.1f}" if len(unclear) == 1 else f"{finest:.1f} to {coarsest:.1f}"
-        said.append(
-            f"Not to be told from {BASELINE}: {named}. "
-            f"With {n} seeds and this spread only differences beyond {reach} points would show."
-        )
+        said.append(f"Not to be told from {BASELINE}: {named}.{_reach([d.half_width for _, d in unclear], n)}")
     return [*said, _caution(len(others))]
+
+
+def _reach(half_widths: Sequence[float], n: int) -> str:
+    """What could have been seen; nothing where all differences are equal, whose spread is not known."""
+    known = [width for width in half_widths if math.isfinite(width)]
+    if not known:
+        return ""
+    reach = f"{min(known):.1f}" if len(known) == 1 else f"{min(known):.1f} to {max(known):.1f}"
+    return f" With {n} seeds and this spread only differences beyond {reach} points would show."
 
 
 def _caution(num_comparisons: int) -> str:
