@@ -17,7 +17,7 @@ FEW_SHOT = ("banking77-4", "banking77-16", "banking77-32", "rte-256", "cola-1000
 SIZES = {"banking77-4": 4, "banking77-16": 16, "banking77-32": 32}  # examples of each class
 CURVES_ALONE = ("banking77-4", "banking77-32")  # no core of their own
 MANY_ASKED = "Is R = 64 with 8 kept better?"
-KINDS = ("core", "curve", "wide", "wide-lora", "head", "others", "decay")
+KINDS = ("core", "curve", "wide", "wide-lora", "faster", "head", "others", "decay")
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,14 @@ def contrasts() -> Iterator[Contrast]:
 
 def _few_shot_contrasts(task: str) -> Iterator[Contrast]:
     core, wide = f"tier2-{task}-{'curve' if task in CURVES_ALONE else 'core'}", f"tier2-{task}-wide"
-    head, others, decay = (f"tier2-{task}-{kind}" for kind in ("head", "others", "decay"))
+    faster, head, others, decay = (f"tier2-{task}-{kind}" for kind in ("faster", "head", "others", "decay"))
     for question, first, second in (
         ("Does the penalty help?", Side(core, "R-LoRA", 8), "LoRA"),
         ("Does the mask help?", Side(core, "GM-LoRA", 8), "LoRA"),
         ("Do both together?", Side(core, "RM-LoRA", 8), "LoRA"),
         ("Is the mask more than a smaller learning rate?", Side(core, "GM-LoRA", 8), "LoRA, rate x 0.71"),
+        ("Does a rate that makes up for the mask help?", Side(faster, "GM-LoRA, rate x 1.41", 8), "LoRA"),
+        ("Does a rate that makes up for the mask help?", Side(faster, "RM-LoRA, rate x 1.41", 8), "LoRA"),
         ("Does the authors' frozen head matter?", Side(head, "RM-LoRA, frozen head", 8), "RM-LoRA"),
         ("Is it more than weight decay?", Side(core, "RM-LoRA", 8), None),
         ("Is another method better than LoRA?", Side(others, "LoRA Dropout", 8), "LoRA"),
