@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from rmlora.errors import RmloraError
@@ -54,6 +55,35 @@ def write_bytes(path: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
         raise RmloraError(f'cannot write "{path}": {error.strerror}') from error
     return path
+
+
+def move_in(folder: Path, write: Callable[[Path], object]) -> list[str]:
+    """Let `write` fill an empty folder within `folder`, then move its files up into `folder`, one after the other.
+
+    For files that belong together: nothing of them is there before all of them are written. A process killed while it
+    writes leaves a hidden folder `.weights-*`.
+
+    Args:
+        folder: an existing folder; files of the same names are replaced.
+        write: is given the folder to fill; what it raises is passed on, and `folder` is as it was.
+
+    Returns:
+        Names of the files, sorted. Folders that `write` made are dropped.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> move_in(folder, lambda place: (place / "a.txt").write_text("one line"))
+        ['a.txt']
+        >>> [path.name for path in folder.iterdir()]
+        ['a.txt']
+    """
+    with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as temporary:
+        write(Path(temporary))
+        files = sorted(path for path in Path(temporary).iterdir() if path.is_file())
+        for file in files:
+            os.replace(file, folder / file.name)
+    return [file.name for file in files]
 
 
 def check_writable(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 from rmlora.continual.learning import Learned
 from rmlora.continual.matrix import Matrix, anytime_accuracy, average_accuracy, forgetting
 from rmlora.continual.plan import ContinualRun, Stage, widths_of
+from rmlora.files import move_in
 from rmlora.prune_export import export_pruned
 from rmlora.run.inference import count_inference
 from rmlora.run.plan import Counts
 from rmlora.run.record import Row, refuse_nan
-from rmlora.run.weights import save_weights
+from rmlora.run.weights import save_adapter, save_weights
 
 
 def stage_row(stage: Stage, done: Learned, matrix: Matrix, within: Sequence[float], step: int) -> Row:
@@ -55,7 +55,7 @@ def stage_row(stage: Stage, done: Learned, matrix: Matrix, within: Sequence[floa
     return row
 
 
-def save_adapter(run: ContinualRun, done: Learned, folder: Path) -> list[str]:
+def save_last(run: ContinualRun, done: Learned, folder: Path) -> list[str]:
     """Save the last stage's weights as plain LoRA, of all blocks that were not dropped.
 
     Args:
@@ -68,15 +68,15 @@ def save_adapter(run: ContinualRun, done: Learned, folder: Path) -> list[str]:
     """
     if run.config.continual.drop_below is None:
         return save_weights(done.plan, done.initial, folder)
-    with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as temporary:
-        whole, pruned = Path(temporary) / "whole", Path(temporary) / "pruned"
-        done.plan.model.save_pretrained(whole, save_embedding_layers=False)
-        (whole / "README.md").unlink(missing_ok=True)
-        export_pruned(whole, pruned)
-        names = sorted(file.name for file in pruned.iterdir() if file.is_file())
-        for name in names:
-            os.replace(pruned / name, folder / name)
-    return names
+
+    def write(place: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="rmlora-") as whole:
+            save_adapter(done.plan.model, Path(whole), state=True)
+            export_pruned(whole, place / "pruned")
+        for file in list((place / "pruned").iterdir()):
+            file.rename(place / file.name)
+
+    return move_in(folder, write)
 
 
 def count_last(run: ContinualRun, done: Learned) -> Counts:

@@ -21,7 +21,7 @@ from rmlora.continual.outcome import (
     count_last,
     describe_tasks,
     parameters_of,
-    save_adapter,
+    save_last,
     stage_row,
     summarise,
 )
@@ -181,7 +181,7 @@ def _note(run: ContinualRun, place: RunFolder, progress: Progress, stage: Stage,
         place.checkpoints.mkdir(parents=True, exist_ok=True)
         write_learnt(_learnt_file(place, stage.number), done.learnt)
     else:
-        progress.files = save_adapter(run, done, place.path)
+        progress.files = save_last(run, done, place.path)
         progress.parameters = parameters_of(count_last(run, done), place.path)
 
 

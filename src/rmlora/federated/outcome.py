@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from rmlora.federated.progress import Progress
@@ -13,20 +10,6 @@ from rmlora.run.folder import RunFolder
 from rmlora.run.inference import count_inference
 from rmlora.run.predictions import kept_reliability
 from rmlora.run.record import best_row
-
-
-def write_adapter(site: Site, folder: Path) -> list[str]:
-    """Save what the model holds as PEFT saves it: written beside first, then moved in file by file.
-
-    Returns:
-        Names of the files.
-    """
-    with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as temporary:
-        site.model.save_pretrained(temporary, save_embedding_layers=False)
-        names = sorted(file.name for file in Path(temporary).iterdir() if file.name != "README.md")
-        for name in names:
-            os.replace(Path(temporary) / name, folder / name)
-    return names
 
 
 def summarise(site: Site, place: RunFolder, progress: Progress, seconds: float, files: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rmlora.config import RunConfig
 from rmlora.config_source import dump
 from rmlora.federated.exchange import exchange_here
-from rmlora.federated.outcome import summarise, write_adapter
+from rmlora.federated.outcome import summarise
 from rmlora.federated.progress import Progress, read_progress
 from rmlora.federated.rounds import run_rounds
 from rmlora.federated.settings import complete_federated
@@ -29,6 +29,7 @@ from rmlora.run.plan import Described
 from rmlora.run.show import show_plan, show_result
 from rmlora.run.sources import Sources
 from rmlora.run.trainer import quieten
+from rmlora.run.weights import save_adapter
 from rmlora.run.wording import say
 
 _WHAT = "LoRA adapter, averaged over clients that each kept their own examples,"
@@ -134,7 +135,7 @@ def _run(site: Site, place: RunFolder, run_all: RunAll, asked: tuple[bool, bool]
     missing = done.rounds < config.federated.rounds
     progress = run_all(site, place, lambda line: say(console, line)) if missing else done
     site.write(progress.state)
-    files = write_adapter(site, place.path)
+    files = save_adapter(site.model, place.path, state=True)
     result = summarise(site, place, progress, time.monotonic() - begun, files)
     model = "/".join(Path(config.model).parts[-2:])
     title = f"{config.method} on {model}, {config.federated.clients} clients, {len(site.data.eval)} held out"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from rmlora.heads.plan import HeadRun
 from rmlora.run.environment import describe_environment
 from rmlora.run.folder import RunFolder
 from rmlora.run.record import best_row
+from rmlora.run.weights import save_adapter
 from rmlora.tasks.data import TaskData
 from rmlora.tasks.predictions import answers
 
@@ -95,11 +94,7 @@ def write_adapter(folder: Path, layer: Layer, features: Features) -> list[str]:
 
     if layer.handle is None:
         return []
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as temporary:
-        layer.model.save_pretrained(temporary, save_embedding_layers=False)
-        names = sorted(file.name for file in Path(temporary).iterdir() if file.name.startswith("adapter_"))
-        for name in names:
-            os.replace(Path(temporary) / name, folder / name)
+    names = save_adapter(layer.model, folder, state=False)
     frozen = {"weight": layer.W0.cpu().contiguous(), "shift": features.shift, "spread": features.spread}
     write_bytes(folder / FROZEN, save(frozen, metadata={"format": "pt"}))
     return [*names, FROZEN]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from rmlora.mixture.plan import MixtureRun
 from rmlora.run.environment import continue_environment, describe_environment
 from rmlora.run.inference import count_inference
 from rmlora.run.record import best_row
+from rmlora.run.weights import save_adapter
 
 
 def describe_inputs(run: MixtureRun) -> dict[str, Any]:
@@ -76,12 +75,7 @@ def write_weights(run: MixtureRun, folder: Path) -> list[str]:
     """Write gates.safetensors and mixture.json, or a plain PEFT adapter; return the names of the files."""
     if run.mixture is not None:
         return save_mixture(run.mixture, folder, run.base)
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as temporary:
-        run.plan.model.save_pretrained(temporary, save_embedding_layers=False)
-        names = sorted(file.name for file in Path(temporary).iterdir() if file.name.startswith("adapter_"))
-        for name in names:
-            os.replace(Path(temporary) / name, folder / name)
-    return names
+    return save_adapter(run.plan.model, folder, state=False)
 
 
 def count_used(run: MixtureRun, folder: Path) -> dict[str, int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from peft import PeftModel
 from torch import Tensor
 
+from rmlora.files import move_in
 from rmlora.moved_base import subtract_start
 from rmlora.pairs import Pair
 from rmlora.prune_export import MOVES_BASE
@@ -37,19 +37,43 @@ def save_weights(plan: Plan, initial: Mapping[str, Tensor], folder: Path) -> lis
     Returns:
         Names of the files that were written.
     """
-    with tempfile.TemporaryDirectory(prefix=".weights-", dir=folder) as temporary:
-        if plan.handle is not None:
-            plan.model.save_pretrained(temporary, save_embedding_layers=False)
-            (Path(temporary) / "README.md").unlink(missing_ok=True)  # PEFT's empty template; ours is written later
-            if initial:
-                subtract_start(Path(temporary), initial)
-        else:
-            plan.model.save_pretrained(temporary)
-            plan.processor.save_pretrained(temporary)
-        files = sorted(p for p in Path(temporary).iterdir() if p.is_file())
-        for file in files:
-            os.replace(file, folder / file.name)
-    return [file.name for file in files]
+
+    def write(place: Path) -> None:
+        if plan.handle is None:
+            plan.model.save_pretrained(place)
+            plan.processor.save_pretrained(place)
+            return
+        _write_adapter(plan.model, place)
+        if initial:
+            subtract_start(place, initial)
+
+    return move_in(folder, write)
+
+
+def save_adapter(model: PeftModel, folder: Path, *, state: bool) -> list[str]:
+    """Save an adapter as PEFT does, all of its files or none.
+
+    Args:
+        model: not changed.
+        folder: exists.
+        state: also what rmlora needs to go on training; without it the files are those that PEFT itself would read.
+
+    Returns:
+        Names of the files that were written.
+    """
+
+    def write(place: Path) -> None:
+        _write_adapter(model, place)
+        for file in list(place.iterdir()):
+            if not state and not file.name.startswith("adapter_"):
+                file.unlink()
+
+    return move_in(folder, write)
+
+
+def _write_adapter(model: PeftModel, place: Path) -> None:
+    model.save_pretrained(str(place), save_embedding_layers=False)
+    (place / "README.md").unlink(missing_ok=True)  # PEFT's empty template; ours is written later
 
 
 def _named(pair: Pair) -> dict[str, Tensor]:
