@@ -158,19 +158,24 @@ def draw_ranks(folder: Path) -> Path | None:
 
 
 def draw_cost(folder: Path) -> Path | None:
-    """Accuracy against the measured time of a step, one dot per method and R, one panel per task."""
+    """Accuracy against the measured time of a step: a dot per R, a line per method, a panel per task."""
     costs = step_costs()
     panels = [(task, _points(task, costs)) for task in FEW_SHOT]
-    panels = [(task, points) for task, points in panels if points]
+    panels = [(task, points) for task, points in panels if len(points) > 1]
     if not panels:
         return None
     path = folder / "cost.svg"
 
     def paint(axes: Any) -> None:
         for one, (task, points) in zip(axes, panels, strict=True):
-            for name, cost, mean, spread in points:
-                one.errorbar(cost, mean, yerr=spread, fmt="o", markersize=4, capsize=2)
-                one.annotate(name, (cost, mean), textcoords="offset points", xytext=(5, 3), fontsize=7)
+            for method in sorted({name.split(",")[0] for name, *_ in points}):
+                own = sorted(
+                    (point for point in points if point[0].split(",")[0] == method), key=lambda point: point[1]
+                )
+                names, times, means, spreads = zip(*own, strict=True)
+                one.errorbar(times, means, yerr=spreads, fmt="o-", markersize=4, linewidth=1, capsize=2)
+                for name, time, mean in zip(names, times, means, strict=True):
+                    one.annotate(name, (time, mean), textcoords="offset points", xytext=(5, 3), fontsize=7)
             one.set_xlabel("time of a step over the frozen model's")
             one.set_ylabel("accuracy, points (mean, deviation over seeds)")
             one.set_title(task)
