@@ -17,7 +17,7 @@ FEW_SHOT = ("banking77-4", "banking77-16", "banking77-32", "rte-256", "cola-1000
 SIZES = {"banking77-4": 4, "banking77-16": 16, "banking77-32": 32}  # examples of each class
 CURVES_ALONE = ("banking77-4", "banking77-32")  # no core of their own
 MANY_ASKED = "Is R = 64 with 8 kept better?"
-KINDS = ("core", "curve", "wide", "wide-lora", "faster", "head", "others", "decay")
+KINDS = ("core", "curve", "wide", "wide-lora", "weight", "faster", "head", "others", "decay")
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,8 @@ def _few_shot_contrasts(task: str) -> Iterator[Contrast]:
     many = Side(wide, "RM-LoRA, 8 kept", 64)
     yield Contrast(MANY_ASKED, f"{task}, than RM-LoRA R = 8", many, Side(core, "RM-LoRA", 8))
     yield Contrast(MANY_ASKED, f"{task}, than LoRA R = 8", many, Side(core, "LoRA", 8))
+    heavier = Side(f"tier2-{task}-weight", "RM-LoRA, 8 kept, weight 1.6e-3", 64)
+    yield Contrast("Does a weight that grows with R help?", f"{task}, R = 64", heavier, many)
     yield Contrast(MANY_ASKED, f"{task}, than LoRA R = 64", many, Side(f"{wide}-lora", "LoRA", 64))
 
 

@@ -29,6 +29,7 @@ BLOCKS = (
     "tier2-rte-256-wide",
     "tier2-rte-256-wide-lora",
     "tier2-banking77-16-faster",
+    "tier2-banking77-16-weight",
     "tier2-banking77-16-head",
     "tier2-rte-256-head",
     "tier2-banking77-4-curve",
